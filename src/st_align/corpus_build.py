@@ -1,0 +1,356 @@
+"""Sources to a corpus: resumable, in parallel, and never half-written.
+
+A slide is written to a hidden temporary folder, synced, and renamed whole; the manifest is put
+together from the finished slides at the end. So a corpus depends on what was asked for and not on
+the order of the work, the number of jobs or how often it was killed.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import shutil
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, fields, is_dataclass
+from multiprocessing import connection, get_context, parent_process
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from st_align.corpus import (
+    MANIFEST,
+    QUARANTINE,
+    RECORD,
+    SCHEMA_VERSION,
+    Corpus,
+    is_corpus,
+    read_json,
+    read_manifest,
+    require_schema,
+)
+from st_align.corpus_files import (
+    PART,
+    Columns,
+    locked,
+    new_folder,
+    niche_columns,
+    remove,
+    slide_columns,
+    write_columns,
+    write_json,
+    writing,
+)
+from st_align.errors import CorpusError, OutputError, StAlignError
+from st_align.geometry import parse_niche_spec
+from st_align.io.refs import SlideRef
+from st_align.prepare import NICHE_PX, SPOT_PX, cut_niche, prepare_slide, slide_warnings
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Task:
+    """One slide to prepare, or only some niches of it where `record` is what was done before."""
+
+    ref: SlideRef
+    folder: Path
+    request: str
+    specs: tuple[str, ...]
+    record: dict[str, Any] | None
+    spot_px: int
+    niche_px: int
+
+
+def build_corpus(
+    refs: Sequence[SlideRef],
+    out: Path,
+    *,
+    niche_specs: Sequence[str] = ("lattice",),
+    spot_px: int = SPOT_PX,
+    niche_px: int = NICHE_PX,
+    jobs: int = 1,
+    absent: Mapping[str, str] | None = None,
+    progress: bool = True,
+) -> Corpus:
+    """Prepare slides into the corpus `out`, which may exist: it is resumed and added to.
+
+    A slide that is complete and whose source and options did not change is skipped; a niche spec
+    that it lacks is added to it. A slide that fails is named in `quarantine.json` with the reason,
+    as are those of `absent` (id -> reason), and the rest go on. `jobs` processes work at once.
+
+    Raises:
+        OutputError: `out` cannot be written or is something else; the disk is full.
+        CorpusError: `out` has other patch sizes or another schema version, or no slide is left.
+        ConfigError: a niche spec is unknown.
+
+    """
+    for spec in niche_specs:
+        parse_niche_spec(spec)
+    existed = out.exists()
+    with writing(out):
+        _begin(out, spot_px, niche_px)
+        with locked(out, wait=False):
+            _sweep(out)
+            tasks = _tasks(refs, out, tuple(niche_specs), spot_px=spot_px, niche_px=niche_px)
+            failed = _work(tasks, jobs, progress)
+            failed |= {i: reason for i, reason in (absent or {}).items() if i not in failed}
+            slides = {folder.name: read_json(folder / RECORD)["slide"] for folder in _finished(out)}
+            if not slides:
+                _abandon(out, existed)
+                raise _none_left(failed)
+            manifest = _manifest(spot_px, niche_px, slides)
+            before = _quarantined(out)
+            done = {ref.id for ref in refs} - set(failed)
+            kept = {i: reason for i, reason in before.items() if i not in done} | failed
+            write_json(out / QUARANTINE, kept)
+            write_json(out / MANIFEST, manifest)
+    return Corpus.open(out)
+
+
+def _manifest(spot_px: int, niche_px: int, slides: dict[str, Any]) -> dict[str, Any]:
+    sizes = {"spot_px": spot_px, "niche_px": niche_px}
+    return {"schema_version": SCHEMA_VERSION, **sizes, "slides": slides}
+
+
+def _begin(out: Path, spot_px: int, niche_px: int) -> None:
+    """Make a new corpus, or check that `out` is one this call can add to."""
+    if is_corpus(out):
+        known = read_manifest(out)
+        for name, asked in (("spot_px", spot_px), ("niche_px", niche_px)):
+            if known.get(name) != asked:
+                raise CorpusError(
+                    f"the corpus {out} was prepared with another {name}",
+                    expected=str(known.get(name)),
+                    found=str(asked),
+                    fix=f"prepare with {name} {known.get(name)}, or into a new folder",
+                )
+        return
+    if out.exists() and not out.is_dir():
+        raise OutputError(f"the output {out} is a file", expected="a folder")
+    if out.is_dir() and any(not entry.name.endswith(PART) for entry in out.iterdir()):
+        raise OutputError(
+            f"the output {out} is neither empty nor a corpus",
+            expected=f"a new or empty folder, or one with {MANIFEST}",
+            fix="choose another --out",
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / MANIFEST, _manifest(spot_px, niche_px, {}))
+
+
+def _tasks(
+    refs: Sequence[SlideRef], out: Path, specs: tuple[str, ...], *, spot_px: int, niche_px: int
+) -> list[_Task]:
+    """What is left to do."""
+    tasks = []
+    for ref in refs:
+        folder, request = out / "slides" / ref.id, _request(ref)
+        record = _record(folder)
+        known = tuple(record["slide"]["niches"]) if record else ()
+        if record and record["request"] == request:
+            asked = tuple(sorted(set(specs) - set(known)))
+        else:
+            record, asked = None, tuple(sorted({*specs, *known}))
+        if asked:
+            tasks.append(
+                _Task(
+                    ref=ref,
+                    folder=folder,
+                    request=request,
+                    specs=asked,
+                    record=record,
+                    spot_px=spot_px,
+                    niche_px=niche_px,
+                )
+            )
+    return tasks
+
+
+def _work(tasks: Sequence[_Task], jobs: int, progress: bool) -> dict[str, str]:
+    """Run all tasks: the slides that failed, with reasons. OutputError ends the work."""
+    from tqdm import tqdm
+
+    bar = tqdm(total=len(tasks), desc="prepare", unit="slide", disable=not progress)
+    failed: dict[str, str] = {}
+    with bar:
+        for task, reason in _outcomes(tasks, jobs):
+            if reason is not None:
+                failed[task.ref.id] = reason
+            bar.update()
+    return dict(sorted(failed.items()))
+
+
+def _outcomes(tasks: Sequence[_Task], jobs: int) -> Iterator[tuple[_Task, str | None]]:
+    if jobs == 1 or len(tasks) < 2:
+        yield from ((task, _prepare(task)) for task in tasks)
+        return
+    # Forking a process that has threads (PyTorch, Arrow) can hang; spawn starts clean.
+    pool = ProcessPoolExecutor(
+        min(jobs, len(tasks)), mp_context=get_context("spawn"), initializer=_end_with_parent
+    )
+    try:
+        futures = {pool.submit(_prepare, task): task for task in tasks}
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+    except BrokenProcessPool as error:
+        raise CorpusError(
+            "a process that prepared slides was killed",
+            found="most often: not enough memory",
+            fix="run again with a smaller --jobs: finished slides are kept",
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """Workers of a killed parent must not go on writing beside the next run."""
+    parent = parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _prepare(task: _Task) -> str | None:
+    """Do one task; the reason if the slide cannot be prepared."""
+    try:
+        if task.record is None:
+            entry, columns = _whole(task)
+        else:
+            entry, niches = _added(task, task.record)
+    except Exception as error:  # readers meet files of any kind: one bad slide must not end all
+        if isinstance(error, StAlignError):
+            reason = error.one_line()
+        else:
+            reason = f"{type(error).__name__}: {error}"
+        return reason.replace(str(task.ref.source), task.ref.source.name)
+    if task.record is None:
+        _forget_expression(task)
+        with new_folder(task.folder, _bytes(columns)) as part:
+            _write_record(part, task, entry, write_columns(part, columns))
+        return None
+    sums = dict(entry["sha256"])
+    for place, own in niches.items():
+        with new_folder(task.folder / place, _bytes(own)) as part:
+            sums |= {f"{place}/{name}": value for name, value in write_columns(part, own).items()}
+    _write_record(task.folder, task, entry, sums)
+    return None
+
+
+def _whole(task: _Task) -> tuple[dict[str, Any], Columns]:
+    """Entry and columns of a slide."""
+    slide = prepare_slide(task.ref.read(), task.specs, spot_px=task.spot_px, niche_px=task.niche_px)
+    names = ("technology", "patient", "patient_origin", "tissue", "species", "um_per_px")
+    entry = {name: getattr(slide, name) for name in names} | {
+        "format": task.ref.format,
+        "source": task.ref.source.name,
+        "n_spots": slide.n_spots,
+        "n_genes": 0 if slide.genes is None else len(slide.genes),
+        "niches": sorted(slide.niches),
+        "warnings": list(slide.warnings),
+    }
+    return entry, slide_columns(slide)
+
+
+def _added(task: _Task, record: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Columns]]:
+    """The entry of a slide that gets more niches, and the columns of each by its folder."""
+    slide = task.ref.read()
+    cut = {spec: cut_niche(slide, spec, niche_px=task.niche_px) for spec in task.specs}
+    niches = sorted({*record["slide"]["niches"], *task.specs})
+    entry = {"niches": niches, "warnings": list(slide_warnings(slide, niches))}
+    columns = {f"niches/{spec}": niche_columns(niche) for spec, niche in cut.items()}
+    return record["slide"] | entry, columns
+
+
+def _write_record(
+    folder: Path, task: _Task, entry: dict[str, Any], sums: Mapping[str, str]
+) -> None:
+    slide = entry | {"sha256": dict(sums)}
+    header = {"schema_version": SCHEMA_VERSION, "request": task.request}
+    write_json(folder / RECORD, header | {"slide": slide})
+
+
+def _bytes(columns: Columns) -> int:
+    return sum(column.nbytes for column in columns.values())
+
+
+def _sweep(out: Path) -> None:
+    """Remove what a killed preparation left."""
+    for pattern in (f".*{PART}", f"slides/.*{PART}", f"slides/*/niches/.*{PART}"):
+        for left in out.glob(pattern):
+            remove(left)
+
+
+def _finished(out: Path) -> list[Path]:
+    """Folders of complete slides, sorted by id."""
+    folders = out.glob(f"slides/*/{RECORD}")
+    return sorted(p.parent for p in folders if not p.parent.name.startswith("."))
+
+
+def _record(folder: Path) -> dict[str, Any] | None:
+    """What was written of a slide; None when there is nothing."""
+    path = folder / RECORD
+    return require_schema(path, read_json(path)) if path.is_file() else None
+
+
+def _quarantined(out: Path) -> dict[str, str]:
+    path = out / QUARANTINE
+    return read_json(path) if path.is_file() else {}
+
+
+def _forget_expression(task: _Task) -> None:
+    """Caches of a slide that is about to be replaced."""
+    for panel in task.folder.parents[1].glob("expression/*"):
+        (panel / f"{task.ref.id}.npy").unlink(missing_ok=True)
+
+
+def _request(ref: SlideRef) -> str:
+    """12 hex digits of where a slide comes from and with which options it is read: files by name,
+    size and time of change, so that a changed table or image is noticed.
+    """
+    text = json.dumps(_plain((ref.format, ref.source, ref.read)), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        if not value.is_file():
+            return value.name
+        status = value.stat()
+        return [value.name, status.st_size, status.st_mtime_ns]
+    if isinstance(value, functools.partial):
+        return _plain([value.func, value.args, value.keywords])
+    if is_dataclass(value):
+        return [_plain(getattr(value, field.name)) for field in fields(value)]
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, pd.DataFrame):
+        return value.to_csv()
+    return value.__qualname__ if callable(value) else str(value)
+
+
+def _abandon(out: Path, existed: bool) -> None:
+    """Leave no corpus behind that never held a slide."""
+    for name in (MANIFEST, QUARANTINE):
+        (out / name).unlink(missing_ok=True)
+    shutil.rmtree(out / "slides", ignore_errors=True)
+    if not existed:
+        out.rmdir()
+
+
+def _none_left(failed: Mapping[str, str]) -> CorpusError:
+    shown = "; ".join(f"{i}: {reason}" for i, reason in list(failed.items())[:5])
+    return CorpusError(
+        "no slide could be prepared",
+        expected="one good slide at least",
+        found=(shown or "no slides") + (f"; and {len(failed) - 5} more" if len(failed) > 5 else ""),
+    )

@@ -1,0 +1,165 @@
+"""AnnData files in squidpy's convention: obsm['spatial'], the image in uns['spatial'][library]."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from st_align.errors import SlideError
+from st_align.image import ArrayImage, ImageSource, open_image, rgb_array
+from st_align.io.anndata_table import element, read_obs, read_spots
+from st_align.io.refs import Found, ReadOptions, SlideRef
+from st_align.slide import Slide
+
+LOOKS_FOR = "AnnData: a file NAME.h5ad"
+_LIBRARY_COLUMNS = ("library_id", "sample", "batch", "section", "slide")
+_NO_IMAGE = "give the image with --image, or read without one with --no-image"
+
+
+def recognise(path: Path) -> str | None:
+    """Why `path` is an h5ad file; None when it isn't."""
+    return "the name ends in .h5ad" if path.suffix == ".h5ad" and path.is_file() else None
+
+
+def find(path: Path, options: ReadOptions) -> Found:
+    """The slide of an h5ad file; its id is the name of the file."""
+    return Found((_ref(path, path.stem, None, options),))
+
+
+def find_library(path: Path, library: str, options: ReadOptions) -> SlideRef | None:
+    """One library of a file that holds several; its id is the library's."""
+    with _opened(path) as file:
+        if library not in _libraries(file):
+            return None
+    return _ref(path, library, library, options)
+
+
+def _ref(path: Path, id: str, library: str | None, options: ReadOptions) -> SlideRef:
+    return SlideRef(
+        id,
+        "h5ad",
+        path,
+        functools.partial(_read, path, id, library, options),
+        why="the name ends in .h5ad",
+    )
+
+
+def _read(path: Path, id: str, library: str | None, options: ReadOptions) -> Slide:
+    with _opened(path) as file:
+        obs = read_obs(file, str(path))
+        libraries = _libraries(file)
+        kept = np.ones(len(obs), bool)
+        if library is None and len(libraries) > 1:
+            raise SlideError(
+                f"{path} holds {len(libraries)} slides",
+                expected="one library in uns['spatial']",
+                found=", ".join(libraries),
+                fix=f"pick one: {path}::{libraries[0]}",
+            )
+        if len(libraries) > 1:
+            kept = _rows_of(obs, str(library), libraries, path)
+        spots = read_spots(file, str(path), obs, kept)
+        library = library or next(iter(libraries), None)
+        image = None if options.no_image else _image(file, library, path, options.image)
+    technology, reasons = spots.technology(options.tech)
+    return Slide(
+        id=id,
+        technology=technology,
+        source=str(path),
+        barcodes=spots.barcodes,
+        xy=spots.xy,
+        places=spots.places,
+        counts=spots.counts,
+        genes=spots.genes,
+        total_umi=spots.total_umi,
+        image=image,
+        obs=spots.obs,
+        patient=id,
+        patient_origin="slide",
+        warnings=(*spots.warnings, *reasons),
+    )
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    import h5py
+
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise SlideError(
+            f"{path} is truncated or not an h5ad file",
+            expected="HDF5 as written by anndata",
+            found=str(error),
+            fix="copy or download it again",
+        ) from error
+    with file:
+        yield file
+
+
+def _libraries(file: Any) -> list[str]:
+    """Library ids of uns['spatial'], sorted."""
+    spatial = file.get("uns/spatial")
+    if not hasattr(spatial, "items"):
+        return []
+    return sorted(
+        name
+        for name, entry in spatial.items()
+        if hasattr(entry, "keys") and {"images", "scalefactors", "metadata"} & set(entry)
+    )
+
+
+def _rows_of(
+    obs: pd.DataFrame, library: str, libraries: list[str], path: Path
+) -> NDArray[np.bool_]:
+    """Spots of one library: those that a column with the libraries' names gives to it."""
+    for column in sorted(obs, key=lambda name: name not in _LIBRARY_COLUMNS):
+        values = obs[column].astype(str)
+        if set(values) == set(libraries):
+            return np.asarray(values == library)
+    raise SlideError(
+        f"{path} does not tell which spots belong to {library!r}",
+        expected=f"an obs column with the values {', '.join(libraries)}",
+        found=f"columns {', '.join(map(str, obs))}",
+    )
+
+
+def _image(file: Any, library: str | None, path: Path, given: Path | None) -> ImageSource:
+    """The given image, else the largest that the file holds, else the path that it names."""
+    if given is not None:
+        return open_image(given)
+    if library is None:
+        raise SlideError(f"{path} holds no image", expected="uns['spatial']", fix=_NO_IMAGE)
+    at = f"uns/spatial/{library}"
+    images = file.get(f"{at}/images", {})
+    for name in ("fullres", "hires", "lowres"):
+        if name in images:
+            scale = 1.0 if name == "fullres" else _scale_factor(file, at, name, path)
+            stored = element(file, f"{at}/images/{name}", str(path))
+            if isinstance(stored, str):
+                return open_image(path.parent / stored, scale)
+            return ArrayImage(rgb_array(np.asarray(stored)), scale)
+    named = f"{at}/metadata/source_image_path"
+    if named in file:
+        return open_image(path.parent / str(element(file, named, str(path))))
+    raise SlideError(
+        f"{path} holds no image for {library!r}",
+        expected="images hires or lowres, or a metadata source_image_path",
+        found=", ".join(images) or "none",
+        fix=_NO_IMAGE,
+    )
+
+
+def _scale_factor(file: Any, at: str, name: str, path: Path) -> float:
+    key = f"{at}/scalefactors/tissue_{name}_scalef"
+    scale = float(element(file, key, str(path)))
+    if not 0 < scale <= 10:
+        raise SlideError(f"{path}: {key} is out of range", expected="above 0", found=str(scale))
+    return scale

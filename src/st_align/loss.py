@@ -1,0 +1,173 @@
+"""The three contrastive objectives (eq. 10, 11) over the spots of all ranks.
+
+Shape letters: B rows of this rank, A rows of all ranks, K neighbours, D an embedding's width.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch import distributed as dist
+
+from st_align.batch import Batch
+from st_align.config import LossConfig
+from st_align.model import Embeddings
+
+MAX_LOGIT_SCALE = math.log(100)
+
+
+def clamp_logit_scale(logit_scale: Tensor) -> None:
+    """Keep s = ln(1/tau) within [0, ln 100], in place; to be called after every step."""
+    with torch.no_grad():
+        logit_scale.clamp_(0, MAX_LOGIT_SCALE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossTerms:
+    """The loss of one step as this rank sees it.
+
+    The mean over ranks of `total`, of each term, and of their parameter gradients is what one
+    process holding all rows gets, however unevenly the rows that count are spread.
+    """
+
+    total: Tensor
+    """Scalar, with gradient."""
+    terms: dict[str, Tensor]
+    """Unweighted and detached: 'spot', 'niche', 'cross'."""
+    rows: dict[str, Tensor]
+    """By term, the number n of rows of all ranks that take part: chance level is ln n."""
+
+
+class StAlignLoss(nn.Module):
+    """L = spot L_CL^s + niche L_CL^n + cross L_NS, weighted by `LossConfig`."""
+
+    def __init__(self, config: LossConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def forward(self, embeddings: Embeddings, batch: Batch, logit_scale: Tensor) -> LossTerms:
+        """`embeddings` belong to the spots of `batch`, `logit_scale` is s = ln(1/tau).
+
+        Collective where torch.distributed is initialised: every rank calls it, with equally
+        many rows. Rows that lack a modality leave the terms that need it, as rows and as
+        negatives. Logits are float32 or wider, whatever the autocast.
+        """
+        config = self.config
+        with torch.autocast(batch.ids.device.type, enabled=False):
+            scale = _wide(logit_scale).exp()
+            mine = Embeddings(*(F.normalize(_wide(x), dim=-1) for x in embeddings))
+            widths = [x.shape[-1] for x in mine]
+            every = Embeddings(*torch.split(_gather(torch.cat(mine, dim=-1)), widths, dim=-1))
+            rows = _Rows.of(batch, config.mask_neighbors)
+            both, any_ = rows.has_image & rows.has_counts, rows.has_image | rows.has_counts
+            cross = [(mine.h_spot, every.h_niche), (mine.h_niche, every.h_spot)]
+            directions = {
+                "spot": ([(mine.r, every.u), (mine.u, every.r)], both),
+                "niche": ([(mine.e, every.t), (mine.t, every.e)], both),
+                "cross": (cross if config.symmetric_cross else cross[:1], any_),
+            }
+            terms = {
+                name: rows.mean_loss(pairs, scale, takes_part)
+                for name, (pairs, takes_part) in directions.items()
+            }
+        total = torch.stack([getattr(config, name) * term for name, term in terms.items()]).sum()
+        return LossTerms(
+            total=total,
+            terms={name: term.detach() for name, term in terms.items()},
+            rows={name: takes_part.sum() for name, (_, takes_part) in directions.items()},
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Rows:
+    """Which rows of all ranks are which: `own` [B] are this rank's; `has_*` [A]; `excluded`
+    [B, A] pairs that are no negatives because one lies in the niche of the other.
+    """
+
+    own: Tensor
+    has_image: Tensor
+    has_counts: Tensor
+    excluded: Tensor
+
+    @classmethod
+    def of(cls, batch: Batch, mask_neighbors: bool) -> _Rows:
+        facts = [batch.ids[:, None], batch.has_image[:, None], batch.has_counts[:, None]]
+        every = _gather(torch.cat([*facts, batch.neighbors], dim=1))
+        ids, neighbors = every[:, 0], every[:, 3:]
+        first = len(batch) * (dist.get_rank() if _distributed() else 0)
+        excluded = torch.zeros(len(batch), len(ids), dtype=torch.bool, device=ids.device)
+        for k in range(neighbors.shape[1] if mask_neighbors else 0):
+            excluded |= batch.neighbors[:, k, None] == ids
+            excluded |= batch.ids[:, None] == neighbors[:, k]
+        return cls(
+            own=torch.arange(first, first + len(batch), device=ids.device),
+            has_image=every[:, 1].bool(),
+            has_counts=every[:, 2].bool(),
+            excluded=excluded,
+        )
+
+    def mean_loss(
+        self, pairs: list[tuple[Tensor, Tensor]], scale: Tensor, takes_part: Tensor
+    ) -> Tensor:
+        """Mean InfoNCE over the directions in `pairs` (own a [B, D], everyone's b [A, D]) and
+        over the rows of all ranks that take part, times the number of ranks.
+
+        DDP averages over ranks; a mean over this rank's rows would weigh the rows of a rank
+        with few of them more.
+        """
+        candidates = takes_part & takes_part[self.own, None] & ~self.excluded
+        # A pair always keeps itself, so a row that takes no part has loss and gradient 0.
+        candidates[torch.arange(len(self.own), device=self.own.device), self.own] = True
+        losses = [info_nce(a, b, scale, candidates, self.own).sum() for a, b in pairs]
+        ranks = len(takes_part) / len(self.own)
+        return torch.stack(losses).mean() * ranks / takes_part.sum().clamp(min=1)
+
+
+def info_nce(a: Tensor, b: Tensor, scale: Tensor, candidates: Tensor, positives: Tensor) -> Tensor:
+    """One direction of eq. 10 by rows: -log( exp(s a_i . b_p(i)) / sum_j exp(s a_i . b_j) ).
+
+    a [B, D], b [A, D] of unit length; `scale` s = 1/tau; j runs over `candidates` [B, A] bool,
+    which hold p = `positives` [B]. Returns [B].
+    """
+    logits = (scale * a @ b.T).masked_fill(~candidates, -torch.inf)
+    return F.cross_entropy(logits, positives, reduction="none")
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _distributed() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def _gather(x: Tensor) -> Tensor:
+    """Rows of all ranks in their order: [B, ...] -> [A, ...]. The gradient sums the backward
+    passes of all ranks, so that averaging parameter gradients over ranks leaves none out.
+    """
+    if not _distributed():
+        return x
+    gathered: Tensor = _Gather.apply(x)  # type: ignore[no-untyped-call]
+    return gathered
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.rows = len(x)
+        x = x.contiguous()
+        parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, x)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        summed = gradients[0].clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(summed)
+        first = dist.get_rank() * ctx.rows
+        return summed[first : first + ctx.rows]

@@ -1,0 +1,117 @@
+"""What a corpus, a run or a slide is, in numbers and in words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from st_align.checkpoint import Run, load_run
+from st_align.corpus import Corpus, is_corpus
+from st_align.io import ReadOptions
+from st_align.io.detect import read_one
+from st_align.slide import Slide
+
+
+def overview(path: str, *, verify: bool, no_image: bool) -> dict[str, Any]:
+    """Look at whatever lies at `path`; what is neither corpus, run nor slide is an error."""
+    place = Path(path)
+    if is_corpus(place):
+        corpus = Corpus.open(place)
+        return corpus_overview(corpus, verify=verify)
+    if (place / "config.json").is_file():
+        return _run_overview(load_run(place))
+    return _slide_overview(read_one(path, ReadOptions(no_image=no_image)))
+
+
+def corpus_overview(corpus: Corpus, *, verify: bool = False) -> dict[str, Any]:
+    """`inspect --json` of a corpus; with `verify`, `damaged` names bad files by slide."""
+    slides = {
+        id: {
+            "n_spots": entry["n_spots"],
+            "patient": entry["patient"],
+            "patient_origin": entry["patient_origin"],
+            "um_per_px": entry["um_per_px"],
+            "technology": entry["technology"],
+            "warnings": list(entry["warnings"]),
+        }
+        for id, entry in corpus.manifest["slides"].items()
+    }
+    result: dict[str, Any] = {
+        "kind": "corpus",
+        "n_slides": len(slides),
+        "n_spots": sum(s["n_spots"] for s in slides.values()),
+        "n_patients": len({s["patient"] for s in slides.values()}),
+        "slides": slides,
+        "quarantined": dict(corpus.quarantined),
+    }
+    if verify:
+        result["damaged"] = {id: found for id, found in corpus.verify().items() if found}
+    return result
+
+
+def _run_overview(run: Run) -> dict[str, Any]:
+    facts = run.provenance
+    return {
+        "kind": "run",
+        "finished": run.finished,
+        "preset": run.config.preset,
+        "parameters": sum(p.numel() for p in run.model.parameters()),
+        "panel": len(run.panel),
+        "niche": run.preprocess.niche,
+        "default_use": run.config.readout.use,
+        "training_slides": [s["id"] for s in facts.get("slides", [])],
+        "training_patients": sorted({s["patient"] for s in facts.get("slides", [])}),
+        "encoders": {
+            role: f"{e['name']} ({e['licence']})" for role, e in facts.get("encoders", {}).items()
+        },
+        "software": facts.get("software", {}),
+    }
+
+
+def _slide_overview(slide: Slide) -> dict[str, Any]:
+    result: dict[str, Any] = {
+        "kind": "slide",
+        "id": slide.id,
+        "technology": slide.technology,
+        "n_spots": slide.n_spots,
+        "n_genes": None if slide.genes is None else len(slide.genes),
+        "patient": slide.patient,
+        "patient_origin": slide.patient_origin,
+        "image": None if slide.image is None else list(slide.image.shape),
+        "obs": list(slide.obs.columns),
+        "warnings": list(slide.warnings),
+    }
+    if slide.total_umi is not None:
+        result["median_umi"] = float(np.median(slide.total_umi))
+    return result
+
+
+def describe(result: dict[str, Any]) -> str:
+    """The result of `overview` as lines for a terminal."""
+    if result["kind"] != "corpus":
+        return "\n".join(f"{name:<18} {_words(value)}" for name, value in result.items())
+    lines = [
+        f"corpus: {result['n_slides']} slides of {result['n_patients']} patients, "
+        f"{result['n_spots']:,} spots",
+        f"  {'slide':<40} {'patient':<16} {'spots':>6}  um/px",
+    ]
+    for id, slide in result["slides"].items():
+        scale = "-" if slide["um_per_px"] is None else f"{slide['um_per_px']:.3g}"
+        lines.append(f"  {id:<40} {slide['patient']:<16} {slide['n_spots']:>6}  {scale}")
+        lines += [f"    warning: {text}" for text in slide["warnings"]]
+    lines += [f"  left out: {id}: {why}" for id, why in result["quarantined"].items()]
+    if "damaged" in result:
+        lines += [f"  DAMAGED {id}: {'; '.join(bad)}" for id, bad in result["damaged"].items()]
+        if not result["damaged"]:
+            lines.append("  every column agrees with its hash")
+    return "\n".join(lines)
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {v}" for k, v in value.items()) or "-"
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "-"
+    return "-" if value is None else str(value)

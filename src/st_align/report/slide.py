@@ -1,0 +1,254 @@
+"""The report's section on one .h5ad file: domains beside the histology, genes true and predicted.
+
+Shape letters: N spots, g predicted genes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from st_align import figures, keys, store
+from st_align.errors import SlideError
+from st_align.expression import log_normalise
+from st_align.report import tables
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+SHOWN_GENES = 6
+_SPOT_PER_PITCH = 0.55
+"""Where the file does not give the spots' size: that of Visium."""
+_METHODS = {"gmm": "a Gaussian mixture", "kmeans": "k-means", "leiden": "Leiden"}
+_BARS_UM = (100, 200, 500, 1000, 2000, 5000)
+
+
+def slide_section(path: Path, *, label_key: str | None = None) -> dict[str, Any]:
+    """Everything the page shows of one file. A file without coordinates is a SlideError."""
+    adata = store.read_h5ad(path)
+    notes = store.notes(adata)
+    view = slide_view(adata, path)
+    domains: dict[str, Any] = notes.get("domains") or {}
+    label_key = label_key or domains.get("label_key")
+    return {
+        "id": str(notes.get("slide", path.stem)),
+        "facts": _facts(adata, notes),
+        "warnings": list(notes.get("warnings") or []),
+        "maps": _maps(adata, view, notes, label_key),
+        "domain_note": _domain_note(domains, label_key),
+        "provenance": tables.flat(notes.get("provenance") or {}),
+        **_genes(adata, view),
+    }
+
+
+def slide_view(adata: AnnData, path: Path) -> figures.SlideView:
+    """Coordinates, spot size and image of an AnnData in the convention of scanpy and squidpy."""
+    if keys.SPATIAL not in adata.obsm:
+        raise SlideError(
+            f"{path} has no coordinates",
+            expected=f"obsm[{keys.SPATIAL!r}]",
+            found=f"obsm keys: {', '.join(adata.obsm) or 'none'}",
+        )
+    xy = np.asarray(adata.obsm[keys.SPATIAL], np.float64)[:, :2]
+    library: dict[str, Any] = next(iter(adata.uns.get(keys.SPATIAL, {}).values()), {})
+    factors, images = library.get("scalefactors", {}), library.get("images", {})
+    diameter = float(factors.get("spot_diameter_fullres") or _SPOT_PER_PITCH * _pitch(xy))
+    name = next((n for n in ("hires", "lowres") if n in images), None)
+    if name is None:
+        return figures.SlideView(xy=xy, diameter=diameter)
+    image = np.asarray(images[name])[..., :3]
+    if image.dtype != np.uint8:
+        image = (255 * np.clip(image, 0, 1)).astype(np.uint8)
+    scale = float(factors[f"tissue_{name}_scalef"])
+    return figures.SlideView(xy=xy, diameter=diameter, image=image, scale=scale)
+
+
+def _pitch(xy: NDArray[np.float64]) -> float:
+    """Median distance to the nearest other spot."""
+    from scipy.spatial import cKDTree
+
+    if len(xy) < 2:
+        return 1.0
+    return float(np.median(cKDTree(xy).query(xy, k=2)[0][:, 1]))
+
+
+def _facts(adata: AnnData, notes: dict[str, Any]) -> dict[str, str]:
+    share, size = notes.get("panel_measured"), notes.get("panel_size")
+    return tables.facts(
+        [
+            ("Spots", adata.n_obs),
+            ("Genes measured", adata.n_vars or "none: image only"),
+            ("Patient", notes.get("patient")),
+            ("Tissue", notes.get("tissue")),
+            ("Technology", notes.get("technology")),
+            ("Model", _model_name(notes)),
+            ("Embedding", notes.get("use")),
+            ("Panel genes measured", f"{share:.0%} of {size:,}" if adata.n_vars and size else None),
+            ("Spots without counts", notes.get("n_masked") or None),
+        ]
+    )
+
+
+def _model_name(notes: dict[str, Any]) -> str | None:
+    return f"{notes['model']} ({notes['model_hash'][:12]})" if "model_hash" in notes else None
+
+
+def _maps(
+    adata: AnnData, view: figures.SlideView, notes: dict[str, Any], label_key: str | None
+) -> list[dict[str, Any]]:
+    maps: list[dict[str, Any]] = []
+    if view.image is not None:
+        bar = _scale_bar(view, notes.get("um_per_px"))
+        uri = figures.histology(view)
+        maps.append({"title": "Histology", "note": "", "uri": uri, "bar": bar, "legend": []})
+    labels = _groups(adata.obs, label_key) if label_key else None
+    if keys.DOMAIN in adata.obs:
+        groups = _groups(adata.obs, keys.DOMAIN)
+        colors = figures.matched_colors(groups, labels)
+        note = "colours matched to the labels" if labels else ""
+        maps.append(_group_map("Domains", note, view, groups, colors))
+    if labels and label_key:
+        colors = figures.matched_colors(labels, None)
+        maps.append(_group_map("Labels", label_key, view, labels, colors))
+    return maps
+
+
+def _group_map(
+    title: str, note: str, view: figures.SlideView, groups: list[str], colors: dict[str, str]
+) -> dict[str, Any]:
+    counts = Counter(groups)
+    legend = [
+        {"name": name, "color": color, "share": f"{counts[name] / len(groups):.0%}"}
+        for name, color in colors.items()
+    ]
+    if counts[""]:
+        share = f"{counts[''] / len(groups):.0%}"
+        legend.append({"name": "none", "color": figures.GREY, "share": share})
+    uri = figures.groups_map(view, groups, colors)
+    return {"title": title, "note": note, "uri": uri, "bar": None, "legend": legend}
+
+
+def _groups(obs: pd.DataFrame, key: str) -> list[str]:
+    """[N] names; '' where unlabelled. A column that is not there is a SlideError."""
+    if key not in obs:
+        raise SlideError(
+            f"no column {key!r} in obs",
+            expected="a column with labels",
+            found=f"columns: {', '.join(map(str, obs.columns)) or 'none'}",
+        )
+    names = obs[key].astype(object).where(obs[key].notna(), "").astype(str)
+    return ["" if name.strip().lower() in keys.UNLABELLED else name for name in names]
+
+
+def _scale_bar(view: figures.SlideView, um_per_px: float | None) -> dict[str, Any] | None:
+    if not um_per_px:
+        return None
+    x0, x1, *_ = view.extent
+    width = (x1 - x0) * um_per_px
+    length = max((bar for bar in _BARS_UM if bar <= width / 4), default=_BARS_UM[0])
+    label = f"{length // 1000} mm" if length >= 1000 else f"{length} µm"
+    return {"percent": f"{100 * length / width:.2f}", "label": label}
+
+
+def _domain_note(domains: dict[str, Any], label_key: str | None) -> str:
+    if not domains:
+        return ""
+    method = _METHODS.get(domains["method"], domains["method"])
+    said = f"{domains['n_domains']} domains by {method} of the {domains['use']} embedding."
+    ari = domains.get("ari")
+    if ari and label_key:
+        spread = f" ± {tables.text(ari['std'])}" if len(ari.get("runs", [])) > 1 else ""
+        said += f" Against {label_key}: ARI {tables.text(ari['mean'])}{spread}"
+        said += f", NMI {tables.text(domains['nmi'])}." if "nmi" in domains else "."
+    return said
+
+
+def _genes(adata: AnnData, view: figures.SlideView) -> dict[str, Any]:
+    """Maps of up to six genes and a table of all."""
+    if keys.PREDICTED not in adata.obsm:
+        return {"genes": [], "gene_note": "", "gene_table": None}
+    predicted = pd.DataFrame(adata.obsm[keys.PREDICTED])
+    measured = _measured(adata, predicted.columns)
+    table = _agreement(predicted, measured)
+    names, choice = _choose(table)
+    note = f"The predictor saw the image only; values are log1p of counts per 10,000. {choice}"
+    if len(measured.columns):
+        note += " Measured and predicted share one colour scale per gene."
+    return {
+        "genes": [_gene_map(view, name, predicted, measured, table) for name in names],
+        "gene_note": note,
+        "gene_table": tables.plain_table(table.reset_index()) if len(measured.columns) else None,
+    }
+
+
+def _measured(adata: AnnData, genes: pd.Index) -> pd.DataFrame:
+    """log1p CP10k [N, those of `genes` that were measured]; NaN where a spot has no counts."""
+    shared = [gene for gene in genes if gene in adata.var_names]
+    if not shared or keys.TOTAL_UMI not in adata.obs:
+        return pd.DataFrame(index=adata.obs_names)
+    total = adata.obs[keys.TOTAL_UMI].to_numpy(np.float64)
+    matrix, valid = log_normalise(adata[:, shared].X, total)
+    values = matrix.toarray().astype(np.float64)
+    values[~valid] = np.nan
+    return pd.DataFrame(values, index=adata.obs_names, columns=shared)
+
+
+def _agreement(predicted: pd.DataFrame, measured: pd.DataFrame) -> pd.DataFrame:
+    """One row per gene: correlation and squared error within the slide, best first; NaN where
+    the gene was not measured or does not vary.
+    """
+    rows = {}
+    for gene in predicted:
+        pcc = mse = np.nan
+        if gene in measured:
+            use = measured[gene].notna()
+            true, guess = measured.loc[use, gene], predicted.loc[use, gene]
+            mse = float(((true - guess) ** 2).mean()) if len(true) else np.nan
+            if min(true.std(ddof=0), guess.std(ddof=0)) > 0:
+                pcc = float(np.corrcoef(true, guess)[0, 1])
+        rows[gene] = {"PCC": pcc, "MSE": mse}
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=["PCC", "MSE"], dtype=float)
+    return table.rename_axis("gene").sort_values("PCC", ascending=False, kind="stable")
+
+
+def _choose(table: pd.DataFrame) -> tuple[list[str], str]:
+    """Genes to draw, and the sentence that says how they were chosen: not the winners alone."""
+    names = list(table.index)
+    if len(names) <= SHOWN_GENES:
+        return names, ""
+    ranked = list(table.index[table["PCC"].notna()])
+    if len(ranked) < SHOWN_GENES:
+        return names[:SHOWN_GENES], f"Shown: the first {SHOWN_GENES} of {len(names)} genes."
+    middle = len(ranked) // 2 - 1
+    chosen = [*ranked[:2], *ranked[middle : middle + 2], *ranked[-2:]]
+    said = f"Shown of {len(names)} genes: the two best, two in the middle, the two worst by PCC."
+    return chosen, said
+
+
+def _gene_map(
+    view: figures.SlideView,
+    name: str,
+    predicted: pd.DataFrame,
+    measured: pd.DataFrame,
+    table: pd.DataFrame,
+) -> dict[str, Any]:
+    parts = {"predicted": predicted[name].to_numpy(np.float64)}
+    if name in measured:
+        parts = {"measured": measured[name].to_numpy(np.float64), **parts}
+    every = np.concatenate(list(parts.values()))
+    low, high = map(float, np.nanpercentile(every, [1, 99]))
+    pcc = float(table.loc[name, "PCC"])
+    return {
+        "name": name,
+        "note": f"PCC {pcc:.2f}" if np.isfinite(pcc) else "",
+        "parts": [
+            {"title": title, "uri": figures.values_map(view, values, low, high)}
+            for title, values in parts.items()
+        ],
+        "scale": {"low": f"{low:.1f}", "high": f"{high:.1f}", "colors": figures.color_ramp()},
+    }

@@ -1,0 +1,281 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import toy_run
+from scipy import sparse
+
+from st_align.errors import ConfigError, ModelError, SlideError
+from st_align.expression import log_normalise
+from st_align.infer import Embedder, without_counts, without_image
+from st_align.predict import (
+    Head,
+    _folds,
+    fit_head,
+    image_features,
+    predict,
+    score,
+    top_hvg,
+)
+from st_align.ridge import PENALTIES, choose_alpha, moments, solve, total
+from st_align.slide import Niche
+from toys import toy_prepared
+
+GENES = ["GENE0", "GENE29", "GENE3"]
+
+
+def textured(slide, rng):
+    """The slide with a gene that follows the redness of the spots, beside its two halves."""
+    red = slide.spot_patches[..., 0].mean(axis=(1, 2))
+    lift = np.round(rng.uniform(-40, 40, slide.n_spots)).astype(int)
+    shift = np.clip(slide.spot_patches.astype(int) + lift[:, None, None, None], 0, 255)
+    niche = slide.niches["lattice"]
+    shifted = np.clip(niche.patches.astype(int) + lift[:, None, None, None], 0, 255)
+    counts = slide.counts.toarray()
+    counts[:, 5] = rng.poisson(np.exp((red - red.mean() + lift) / 40) * 8)
+    umi = counts.sum(axis=1).astype(float)
+    return dataclasses.replace(
+        slide,
+        spots=slide.spots.assign(total_umi=umi),
+        counts=sparse.csr_array(counts.astype(np.int32)),
+        spot_patches=shift.astype(np.uint8),
+        niches={
+            "lattice": Niche(
+                neighbors=niche.neighbors, boxes=niche.boxes, patches=shifted.astype(np.uint8)
+            )
+        },
+    )
+
+
+@pytest.fixture(scope="module")
+def slides():
+    rng = np.random.default_rng(1)
+    return [
+        textured(toy_prepared(rng, id=f"s{i}", patient=f"p{i // 2}", rows=8, cols=8), rng)
+        for i in range(4)
+    ]
+
+
+@pytest.fixture(scope="module")
+def run(slides):
+    return toy_run.toy_run(slides)
+
+
+@pytest.fixture(scope="module")
+def head(run, slides):
+    return fit_head(run, slides[:3], [*GENES, "GENE5"])
+
+
+def test_it_beats_the_mean_on_a_new_slide(run, slides, head):
+    result = score(predict(head, run, slides[3]), slides[3], head)
+    assert result["mse"] < 0.8 * result["mse_mean_predictor"]
+    assert all(result["genes"][g]["pcc"] > 0.5 for g in ("GENE0", "GENE29", "GENE5"))
+    assert head.cv_error < 0.8
+    assert result["seen"] == "patient"
+    json.dumps(result)
+
+
+def test_counts_cannot_reach_a_prediction(run, slides, head, rng):
+    slide = slides[3]
+    order = rng.permutation(slide.n_spots)
+    shuffled = dataclasses.replace(
+        slide, counts=slide.counts[order], spots=slide.spots.assign(total_umi=slide.total_umi[order])
+    )
+    expected = predict(head, run, slide)
+    for other in (shuffled, without_counts(slide)):
+        np.testing.assert_array_equal(predict(head, run, other), expected)
+
+
+def test_nothing_that_reads_counts_is_called(run, slides, head, monkeypatch):
+    def forbidden(*_args, **_options):
+        raise AssertionError("counts were read")
+
+    monkeypatch.setattr("st_align.infer.panel_expression", forbidden)
+    monkeypatch.setattr("st_align.predict._expression", forbidden)
+    assert len(predict(head, run, slides[3])) == slides[3].n_spots
+
+
+def test_a_prediction_is_never_below_zero(run, slides, head):
+    predicted = predict(head, run, slides[3])
+    assert list(predicted.columns) == [*GENES, "GENE5"]
+    assert predicted.index.tolist() == slides[3].spots["barcode"].tolist()
+    assert (predicted.to_numpy() >= 0).all()
+
+
+def test_the_mean_of_a_gene_is_that_of_the_training_spots(slides, head):
+    values = [log_normalise(s.counts[:, [0, 29, 3, 5]], s.total_umi)[0].toarray() for s in slides[:3]]
+    np.testing.assert_allclose(head.means, np.concatenate(values).mean(axis=0), rtol=1e-5)
+
+
+def test_features_are_standardised_by_the_slides_own_image(run, slides):
+    features = image_features(Embedder(run), slides[0])
+    assert features.shape == (slides[0].n_spots, 8 + 8 + 6)
+    np.testing.assert_allclose(features.mean(axis=0), 0, atol=1e-4)
+    np.testing.assert_allclose(features.std(axis=0), 1, atol=1e-3)
+
+
+def test_a_head_is_one_file(run, slides, head, tmp_path):
+    path = tmp_path / "head.safetensors"
+    head.save(path)
+    loaded = Head.load(path)
+    for field in dataclasses.fields(Head):
+        np.testing.assert_array_equal(getattr(loaded, field.name), getattr(head, field.name))
+    np.testing.assert_array_equal(predict(loaded, run, slides[3]), predict(head, run, slides[3]))
+    before = path.read_bytes()
+    head.save(path)
+    assert path.read_bytes() == before
+    assert loaded.slides == {"s0": "p0", "s1": "p0", "s2": "p1"}
+
+
+def test_a_file_that_is_no_head(tmp_path):
+    path = tmp_path / "head.safetensors"
+    with pytest.raises(ModelError, match="missing"):
+        Head.load(path)
+    path.write_bytes(b"x" * 100)
+    with pytest.raises(ModelError, match="is no gene head"):
+        Head.load(path)
+    from safetensors.numpy import save_file
+
+    save_file({"weights": np.zeros((2, 2))}, path)
+    with pytest.raises(ModelError, match="is no gene head"):
+        Head.load(path)
+
+
+def test_a_truncated_head(head, tmp_path):
+    path = tmp_path / "head.safetensors"
+    head.save(path)
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(ModelError, match="is no gene head"):
+        Head.load(path)
+
+
+def test_a_head_of_another_model(run, slides, head):
+    other = dataclasses.replace(run, panel=dataclasses.replace(run.panel, genes=run.panel.genes[::-1]))
+    with pytest.raises(ModelError, match="fitted on another model"):
+        predict(head, other, slides[3])
+
+
+def test_what_cannot_be_fitted(run, slides):
+    with pytest.raises(ConfigError, match=r"GNE29(.|\n)*did you mean 'GENE29'"):
+        fit_head(run, slides[:1], ["GNE29"])
+    with pytest.raises(ConfigError, match="no gene was given"):
+        fit_head(run, slides[:1], [])
+    for useless in ([], [without_image(slides[0])], [without_counts(slides[0])]):
+        with pytest.raises(SlideError, match="no slide to fit genes on"):
+            fit_head(run, useless, GENES)
+
+
+def test_what_cannot_be_predicted(run, slides, head, rng):
+    with pytest.raises(SlideError, match=r"no image(.|\n)*--image"):
+        predict(head, run, without_image(slides[3]))
+    with pytest.raises(SlideError, match="too few spots"):
+        predict(head, run, toy_prepared(rng, rows=1, cols=1))
+    with pytest.raises(SlideError, match="no counts to score"):
+        score(predict(head, run, slides[3]), without_counts(slides[3]), head)
+
+
+def renamed(slide, gene):
+    """The slide as if it had never measured `gene`."""
+    symbols = np.where(slide.genes.symbols == gene, "OTHER", slide.genes.symbols)
+    return dataclasses.replace(slide, genes=dataclasses.replace(slide.genes, symbols=symbols))
+
+
+def test_a_gene_that_some_slides_did_not_measure(run, slides):
+    partly = [renamed(slides[0], "GENE0"), *slides[1:3]]
+    head = fit_head(run, partly, GENES)
+    values, _ = log_normalise(slides[1].counts[:, [0]], slides[1].total_umi)
+    more, _ = log_normalise(slides[2].counts[:, [0]], slides[2].total_umi)
+    both = np.concatenate([values.toarray(), more.toarray()])
+    assert head.means[0] == pytest.approx(both.mean(), rel=1e-5)
+    lacking = renamed(slides[3], "GENE0")
+    result = score(predict(head, run, lacking), lacking, head)
+    assert result["absent"] == ["GENE0"]
+    assert set(result["genes"]) == {"GENE29", "GENE3"}
+    full = score(predict(head, run, slides[3]), slides[3], head)
+    assert full["genes"]["GENE0"]["pcc"] > 0.4
+
+
+def test_a_gene_that_never_varies_has_no_correlation(run, slides):
+    silent = slides[3].counts.toarray()
+    silent[:, 0] = 0
+    slide = dataclasses.replace(slides[3], counts=sparse.csr_array(silent))
+    head = fit_head(run, slides[:2], GENES)
+    result = score(predict(head, run, slide), slide, head)
+    assert result["genes"]["GENE0"]["pcc"] is None
+    assert np.isfinite(result["pcc"])
+
+
+def test_folds_are_patients_else_slides_else_strips(slides):
+    folds, kind = _folds(slides)
+    assert kind == "patients"
+    assert [int(folds[s.id][0]) for s in slides] == [0, 0, 1, 1]
+    folds, kind = _folds(slides[:2])
+    assert kind == "slides"
+    assert folds["s0"][0] != folds["s1"][0]
+    folds, kind = _folds(slides[:1])
+    assert kind == "blocks"
+    along = slides[0].spots["x"].to_numpy()
+    strips = folds["s0"][np.argsort(along, kind="stable")]
+    assert (np.diff(strips) >= 0).all()
+    assert np.bincount(strips).tolist() == [13, 13, 13, 13, 12]
+
+
+def test_one_slide_is_enough_to_fit(run, slides):
+    head = fit_head(run, slides[:1], GENES)
+    assert head.folds == "blocks"
+    assert np.isfinite(head.weights).all()
+
+
+def test_top_genes_are_those_of_a_panel(slides):
+    chosen = top_hvg(slides[:2], 4)
+    assert len(chosen) == 4
+    assert set(chosen) <= set(slides[0].genes.symbols)
+
+
+def ridge_data(rng, n=60, d=5, g=3):
+    x = rng.normal(size=(n, d))
+    return x, x @ rng.normal(size=(d, g)) + 0.3 * rng.normal(size=(n, g))
+
+
+def test_weights_solve_the_ridge_equations(rng):
+    x, y = ridge_data(rng)
+    w = solve(moments(x, y, np.ones(3, bool)), 0.7)
+    expected = np.linalg.solve(x.T @ x / 60 + 0.7 * np.eye(5), x.T @ y / 60)
+    np.testing.assert_allclose(w, expected, rtol=1e-9)
+
+
+def test_the_error_from_sums_is_that_of_predicting_the_fold(rng):
+    x, y = ridge_data(rng)
+    folds = [slice(0, 20), slice(20, 40), slice(40, 60)]
+    measured = np.ones(3, bool)
+    parts = [moments(x[f], y[f], measured) for f in folds]
+    choice = choose_alpha(parts)
+    errors = []
+    for alpha in PENALTIES * 5:
+        fold_errors = []
+        for i, f in enumerate(folds):
+            w = solve(total([p for j, p in enumerate(parts) if j != i]), alpha)
+            error = ((y[f] - x[f] @ w) ** 2).sum(axis=0) / (y[f] ** 2).sum(axis=0)
+            fold_errors.append(error.mean())
+        errors.append(np.mean(fold_errors))
+    assert choice.error == pytest.approx(min(errors))
+    assert choice.alpha == pytest.approx(PENALTIES[int(np.argmin(errors))] * 5)
+
+
+def test_noise_is_answered_with_the_mean(rng):
+    parts = [
+        moments(rng.normal(size=(200, 20)), rng.normal(size=(200, 2)), np.ones(2, bool))
+        for _ in range(3)
+    ]
+    choice = choose_alpha(parts)
+    assert choice.error > 0.97
+    assert np.abs(solve(total(parts), choice.alpha)).max() < 0.05
+
+
+def test_a_single_fold_leaves_the_mean(rng):
+    x, y = ridge_data(rng)
+    choice = choose_alpha([moments(x, y, np.ones(3, bool))])
+    assert choice == (PENALTIES[-1] * 5, 1.0)
