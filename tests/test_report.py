@@ -145,16 +145,14 @@ def test_the_page_stands_alone(file, folder, tmp_path):
 def test_names_are_shown_and_never_run(adata, folder, tmp_path):
     adata.obs["labels"] = pd.Categorical([f"{EVIL}{i % 2}" for i in range(adata.n_obs)])
     adata.obs[keys.DOMAIN] = adata.obs["labels"]
-    predicted = adata.obsm[keys.PREDICTED]
-    adata.obsm[keys.PREDICTED] = predicted.rename(columns={"GENE0": EVIL})
+    gene = EVIL.replace("/", "")  # h5ad has no slashes in names
+    adata.obsm[keys.PREDICTED] = adata.obsm[keys.PREDICTED].rename(columns={"GENE0": gene})
     provenance = {EVIL: EVIL}
     store.note(adata, slide=EVIL, patient=EVIL, warnings=[EVIL], provenance=provenance)
     file = store.write_h5ad(adata, tmp_path / "evil.h5ad")
     scores = pd.DataFrame({"method": [EVIL], "metric": [EVIL], "mean": [1.0], "slide": [EVIL]})
     out = tmp_path / "report.html"
-    build_report(
-        out, run=folder, files=[file], scores=scores, title=EVIL, label_key="labels"
-    )
+    build_report(out, run=folder, files=[file], scores=scores, title=EVIL, label_key="labels")
     html = out.read_text("utf-8")
     assert "<script" not in html
     assert html.count("&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;") >= 10

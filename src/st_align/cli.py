@@ -83,9 +83,11 @@ _ENVIRONMENT = {
 
 def _emit(result: dict[str, Any], json_path: Path | None) -> None:
     if json_path is not None:
-        from st_align.files import write_json
+        import json
 
-        write_json(json_path, result)
+        from st_align.files import replace_file
+
+        replace_file(json_path, f"{json.dumps(result, indent=1)}\n".encode())
 
 
 @app.callback(invoke_without_command=True)
@@ -197,7 +199,7 @@ def features(
     json: Json = None,
 ) -> None:
     """Run a frozen encoder once over a corpus and cache what it gives."""
-    from st_align.workflow import fill_features
+    from st_align.commands.train import fill_features
 
     _emit(fill_features(corpus, encoder, weights, view, niche), json)
 
@@ -219,7 +221,7 @@ def train(
     json: Json = None,
 ) -> None:
     """Pretrain on a corpus, or go on from a model on one's own slides."""
-    from st_align.workflow import TrainRequest, train_model
+    from st_align.commands.train import TrainRequest, train_model
 
     request = TrainRequest(
         preset=preset, config=config, panel=panel, epochs=epochs, batch=batch, seed=seed,
@@ -240,8 +242,8 @@ def embed(
     json: Json = None,
 ) -> None:
     """Embed a slide the model never saw."""
+    from st_align.commands.embed import embed_slide
     from st_align.io import ReadOptions
-    from st_align.workflow import embed_slide
 
     options = ReadOptions(format=format, image=image, no_image=no_image)
     _emit(embed_slide(slide, model, out, options), json)
@@ -261,7 +263,7 @@ def domains(
     json: Json = None,
 ) -> None:
     """Spatial domains of embedded slides, scored where labels are given."""
-    from st_align.workflow import DomainRequest, find_domains
+    from st_align.commands.domains import DomainRequest, find_domains
 
     request = DomainRequest(
         n_domains=n_domains, use=use, label_key=label_key, method=method, refine=refine,
@@ -282,7 +284,7 @@ def genes_fit(
     json: Json = None,
 ) -> None:
     """Fit expression to what the model sees in the images of its training slides."""
-    from st_align.workflow import fit_genes
+    from st_align.commands.genes import fit_genes
 
     names = [g.strip() for g in genes.split(",") if g.strip()] if genes else None
     result = fit_genes(
@@ -302,8 +304,8 @@ def genes_predict(
     json: Json = None,
 ) -> None:
     """Predict expression from the image alone; scored when the slide has counts."""
+    from st_align.commands.genes import predict_genes
     from st_align.io import ReadOptions
-    from st_align.workflow import predict_genes
 
     _emit(predict_genes(slide, model, head, out, ReadOptions(format=format, image=image)), json)
 
@@ -332,6 +334,9 @@ def report(
     json: Json = None,
 ) -> None:
     """One HTML page that opens offline."""
-    from st_align.workflow import report_on
+    from st_align.commands.embed import report_on
 
     _emit(report_on(path, out), json)
+
+if __name__ == "__main__":
+    main()

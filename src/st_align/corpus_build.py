@@ -13,10 +13,10 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ from st_align.corpus_files import (
 )
 from st_align.errors import CorpusError, OutputError, StAlignError
 from st_align.geometry import parse_niche_spec
-from st_align.io.refs import SlideRef
+from st_align.io.refs import ReadOptions, SlideRef
 from st_align.prepare import NICHE_PX, SPOT_PX, cut_niche, prepare_slide, slide_warnings
 
 
@@ -82,11 +82,8 @@ def build_corpus(
     that it lacks is added to it. A slide that fails is named in `quarantine.json` with the reason,
     as are those of `absent` (id -> reason), and the rest go on. `jobs` processes work at once.
 
-    Raises:
-        OutputError: `out` cannot be written or is something else; the disk is full.
-        CorpusError: `out` has other patch sizes or another schema version, or no slide is left.
-        ConfigError: a niche spec is unknown.
-
+    An `out` that cannot be written, or is something else, is an OutputError; other patch sizes,
+    another schema version and no slide left are a CorpusError.
     """
     for spec in niche_specs:
         parse_niche_spec(spec)
@@ -312,29 +309,34 @@ def _forget_expression(task: _Task) -> None:
 
 
 def _request(ref: SlideRef) -> str:
-    """12 hex digits of where a slide comes from and with which options it is read: files by name,
-    size and time of change, so that a changed table or image is noticed.
+    """12 hex digits of where a slide comes from and how it is read: files by name, size and time
+    of change, folders by name, tables by their rows for this slide.
     """
-    text = json.dumps(_plain((ref.format, ref.source, ref.read)), sort_keys=True)
+    text = json.dumps(_plain((ref.format, ref.source, ref.read), ref.id), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, slide_id: str) -> Any:
+    """`value` as JSON can hold it, without the parts that belong to other slides."""
+
+    def plain(items: Iterable[Any]) -> list[Any]:
+        return [_plain(item, slide_id) for item in items]
+
     if isinstance(value, Path):
-        if not value.is_file():
-            return value.name
-        status = value.stat()
-        return [value.name, status.st_size, status.st_mtime_ns]
+        status = value.stat() if value.is_file() else None
+        return [value.name, *((status.st_size, status.st_mtime_ns) if status else ())]
     if isinstance(value, functools.partial):
-        return _plain([value.func, value.args, value.keywords])
+        return plain((value.func, value.args, value.keywords))
+    if isinstance(value, ReadOptions):
+        value = replace(value, patients=None, obs=None, meta=None)  # their rows come beside them
     if is_dataclass(value):
-        return [_plain(getattr(value, field.name)) for field in fields(value)]
+        return plain(getattr(value, field.name) for field in fields(value))
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return plain([value[slide_id]] if slide_id in value else value.items())
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return plain(value)
     if isinstance(value, pd.DataFrame):
-        return value.to_csv()
+        return (value[value["slide"] == slide_id] if "slide" in value else value).to_csv()
     return value.__qualname__ if callable(value) else str(value)
 
 

@@ -59,7 +59,7 @@ def slide_features(
     what the encoder reads.
 
     A gene encoder reads the raw counts of all genes, summed over the members for the niche view;
-    spots without a library get zeros. Chance, if an encoder uses any, is seeded by (seed, batch).
+    spots without a library get zeros. Chance, if an encoder uses any, is seeded by `seed`.
     """
     work = _Work(slide, encoder, view, niche_spec, batch, seed, progress)
     if not work.possible:
@@ -179,7 +179,7 @@ class _Work:
             umi = np.asarray(sums @ slide.total_umi)
             given = umi > 0
             counts = (sums @ slide.counts)[given]
-            rng = np.random.default_rng([self.seed, start])
+            rng = np.random.default_rng(self.seed)  # the batch must not matter
             return self.encoder.encode_genes(counts, slide.genes, umi[given], rng), given  # type: ignore[arg-type]
 
         return read

@@ -130,6 +130,7 @@ def loss_curves(
 
     figure = Figure(figsize=(10.8, 2.9), dpi=180, layout="constrained")
     ink = _INK[theme]
+    highest = [max(float(np.nanmax(chance[n])), float(np.nanmax(v))) for n, v in terms.items()]
     for position, (name, values) in enumerate(terms.items(), start=1):
         axes = figure.add_subplot(1, len(terms), position)
         axes.plot(steps, values, color=_LINE[theme], linewidth=0.7, alpha=0.35)
@@ -140,7 +141,7 @@ def loss_curves(
             xytext=(-2, 3), textcoords="offset points", ha="right", color=ink, fontsize=9,
         )  # fmt: skip
         axes.set_title(name, loc="left", fontsize=11, color=ink)
-        axes.set_ylim(0, 1.12 * float(max(np.nanmax(chance[name]), np.nanpercentile(values, 99))))
+        axes.set_ylim(0, 1.1 * max(highest))
         axes.set_xlabel("step", color=ink, fontsize=9)
         axes.tick_params(colors=ink, labelsize=9, length=3)
         for side, spine in axes.spines.items():
@@ -166,9 +167,7 @@ def _rgb(colour: str) -> tuple[float, float, float]:
     return red, green, blue
 
 
-def _map_figure(
-    extent: tuple[float, float, float, float], width: int = MAP_PX
-) -> tuple[Any, Any]:
+def _map_figure(extent: tuple[float, float, float, float], width: int = MAP_PX) -> tuple[Any, Any]:
     from matplotlib.figure import Figure
 
     x0, x1, y0, y1 = extent

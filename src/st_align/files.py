@@ -7,12 +7,12 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from st_align.errors import ModelError, OutputError, require_file
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SCHEMA_VERSION = 1
 _META = "st-align"
@@ -79,6 +79,8 @@ def _require_schema(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
+    import torch
+
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

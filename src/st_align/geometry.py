@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
+from scipy.spatial import cKDTree
 
 from st_align.errors import ConfigError, SlideError
 from st_align.slide import Lattice
@@ -71,7 +72,7 @@ def fit_scale(
     if len(xy) < 2:
         raise SlideError("the scale needs two spots", expected="2 or more", found=str(len(xy)))
     if places is None:
-        distance = _kd_tree(xy).query(xy, k=2)[0][:, 1]
+        distance = cKDTree(xy).query(xy, k=2)[0][:, 1]
     else:
         rows = _Places(places, np.zeros(len(xy), np.int64))
         first, second = rows.pairs(RING[lattice])
@@ -291,7 +292,7 @@ def _nearest(
     members[:, 0] = of
     if not len(of) or n_spots < 2:
         return members
-    tree, wanted = _kd_tree(points), min(k, n_spots - 1)
+    tree, wanted = cKDTree(points), min(k, n_spots - 1)
     row_of = np.full(n_spots, -1)
     row_of[of] = np.arange(len(of))
     # The tree's own order keeps queries that follow each other close to each other.
@@ -313,12 +314,6 @@ def _nearest(
         todo = np.concatenate(unsure) if width < n_spots else np.empty(0, np.int64)
         width = min(n_spots, 2 * width)
     return members
-
-
-def _kd_tree(points: Floats) -> Any:
-    from scipy.spatial import cKDTree
-
-    return cKDTree(points)
 
 
 def _place_distance(offset: Ints, lattice: Lattice) -> Ints:

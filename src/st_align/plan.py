@@ -103,17 +103,9 @@ def plan_training(
     else:
         model.load_state_dict(init.model.state_dict())
     provenance = {
-        "software": software(),
-        "machine": machine(fabric),
-        "seed": config.optim.seed,
-        "config_hash": config_hash(config),
-        "panel": {"hash": panel.hash, "n_genes": len(panel)},
-        "splits_hash": splits.hash,
-        "slides": [_slide_facts(corpus, slide) for slide in slides],
-        "held_out": splits.to_dict()["held_out"],
-        "same_patient": list(splits.same_patient),
+        **_origin(corpus, slides, config, splits, panel, init),
         "encoders": encoder_facts(frozen_roles(config.model), encoders),
-        "init": None if init is None else _init_facts(init),
+        "machine": machine(fabric),
         **dataclasses.asdict(length),
     }
     return Plan(
@@ -287,6 +279,28 @@ def _gene_values(data: SpotData, role: Role, n_genes: int) -> NDArray[np.float32
     step = max(sum(len(rows) for _, rows in with_counts) // _INITIAL_ROWS, 1)
     values = [slide.sources[role].read(rows[::step])[0] for slide, rows in with_counts]
     return np.concatenate(values) if values else np.zeros((0, n_genes), np.float32)
+
+
+def _origin(
+    corpus: Corpus,
+    slides: Sequence[PreparedSlide],
+    config: Config,
+    splits: Splits,
+    panel: Panel,
+    init: Run | None,
+) -> dict[str, Any]:
+    """Software, settings, slides and starting point of a run, for its provenance."""
+    return {
+        "software": software(),
+        "seed": config.optim.seed,
+        "config_hash": config_hash(config),
+        "panel": {"hash": panel.hash, "n_genes": len(panel)},
+        "splits_hash": splits.hash,
+        "slides": [_slide_facts(corpus, slide) for slide in slides],
+        "held_out": splits.to_dict()["held_out"],
+        "same_patient": list(splits.same_patient),
+        "init": None if init is None else _init_facts(init),
+    }
 
 
 def _slide_facts(corpus: Corpus, slide: PreparedSlide) -> dict[str, Any]:

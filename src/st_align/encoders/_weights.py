@@ -1,45 +1,81 @@
-"""Weights files of pretrained encoders: read without pickle, named by their content."""
+"""Weights files of pretrained encoders: read without pickle, named by their content.
+
+What users put in place of weights is named for what it is: a Git LFS pointer, a web page saved
+as `.bin`, a file cut short, a pickle that holds code.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import pickle
-from collections.abc import Mapping
+import re
+import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
 
 from st_align.errors import ModelError, require_file
 
+_EXPECTED = "a state dict saved by torch or safetensors"
+_AGAIN = "fetch the file again and compare its size with the published one"
+_WRAPPERS = ("model", "state_dict")
+_DEPTH = 3
+_PARALLEL = "module."
 
-def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The tensors of a `.safetensors` or torch file, on the CPU; no code in it is ever run."""
+
+def read_state_dict(path: Path, *, mapped: bool = False) -> dict[str, Tensor]:
+    """The tensors of a `.safetensors` or torch file, unwrapped; see `read_checkpoint`."""
+    return unwrap(read_checkpoint(path, mapped=mapped), path)
+
+
+def unwrap(found: Any, path: Path) -> dict[str, Tensor]:
+    """The state dict in what a file holds: out of `{"model": ...}` or `{"state_dict": ...}`, and
+    without the `module.` that data-parallel training puts before every name.
+    """
+    for _ in range(_DEPTH):
+        inner = [found[k] for k in _WRAPPERS if k in found] if isinstance(found, dict) else []
+        if is_state_dict(found) or not inner:
+            break
+        found = inner[0]
+    if not is_state_dict(found):
+        held = f"a dict of {', '.join(map(str, found))[:80]}" if isinstance(found, dict) else ""
+        raise ModelError(
+            f"{path} is no state dict",
+            expected="a dict of tensors",
+            found=held or f"an object of type {type(found).__name__}",
+        )
+    if all(name.startswith(_PARALLEL) for name in found):
+        return {name.removeprefix(_PARALLEL): tensor for name, tensor in found.items()}
+    return found
+
+
+def is_state_dict(found: Any) -> TypeGuard[dict[str, Tensor]]:
+    """Whether what a file holds is a dict of tensors."""
+    return isinstance(found, dict) and all(isinstance(v, Tensor) for v in found.values())
+
+
+def read_checkpoint(path: Path, *, mapped: bool = False) -> Any:
+    """What a `.safetensors` or torch file holds, on the CPU; no code in it is ever run.
+
+    The format is told by the content, not by the name. `mapped`: tensors stay in the file until
+    they are read, where its format allows it.
+    """
     require_file(path, "the weights file", ModelError)
     try:
-        if path.suffix == ".safetensors":
+        head = _head(path)
+        if head[8:9] == b"{":
             from safetensors.torch import load_file
 
             return load_file(path)
-        found: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ModelError(
-            f"{path} holds more than tensors, or is no weights file",
-            expected="a state dict saved by torch or safetensors",
-            found=str(error).splitlines()[0],
-            fix="save its state_dict alone, on a machine where you trust the file",
-        ) from error
+        mapped = mapped and zipfile.is_zipfile(path)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except ModelError:
+        raise
     except Exception as error:  # what a damaged file raises depends on where it is damaged
-        raise ModelError(
-            f"{path} cannot be read as weights",
-            expected="a state dict saved by torch or safetensors",
-            found=str(error).splitlines()[0] if str(error) else type(error).__name__,
-            fix="fetch the file again",
-        ) from error
-    if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
-        raise ModelError(f"{path} is no state dict", expected="a dict of tensors")
-    return found
+        raise _unreadable(path, error) from error
 
 
 def fingerprint(weights: Path, preprocessing: str) -> str:
@@ -50,25 +86,60 @@ def fingerprint(weights: Path, preprocessing: str) -> str:
     return digest.hexdigest()[:12]
 
 
-def place_by_order(
-    tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Path
+def place_by_name(
+    tensors: Mapping[str, Tensor],
+    own: Mapping[str, Tensor],
+    path: Path,
+    *,
+    ignored: Sequence[str] = (),
 ) -> dict[str, Tensor]:
-    """`tensors` of the file under the names of `own`: by name where all names agree, else by
-    position, for files of the same network under other names. Every shape must agree.
-    """
-    if len(tensors) != len(own):
-        raise ModelError(
-            f"{path} is a checkpoint of another network",
-            expected=f"{len(own)} tensors",
-            found=f"{len(tensors)}",
+    """The `tensors` of the file that `own` names, float32; see `_layout.place`."""
+    from st_align.encoders._layout import Layout, place
+
+    return place(tensors, own, path, "this network", [Layout(unneeded=tuple(ignored))])
+
+
+def _head(path: Path) -> bytes:
+    """The first bytes of the file; a ModelError where they show that it is no weights file."""
+    with path.open("rb") as file:
+        head = file.read(512)
+    found, fix = "", "download the file itself; where access is gated, sign in and ask for it first"
+    if not head:
+        found, fix = "an empty file", _AGAIN
+    elif head.startswith(b"version https://git-lfs"):
+        found = "a Git LFS pointer: a few lines that stand for the real file"
+        fix = "run `git lfs pull` in the folder it was cloned to, or download the file itself"
+    elif head.lstrip().startswith(b"<"):
+        found = "a web page (HTML) saved under this name"
+    elif head.isascii() and (text := head.decode().split("\n")[0].strip()).isprintable() and text:
+        found = f"text: {text[:80]}"
+    elif head.startswith(b"PK") and not zipfile.is_zipfile(path):
+        found, fix = "the first part of a file that was cut short (truncated)", _AGAIN
+    if found:
+        raise ModelError(f"{path} holds no weights", expected=_EXPECTED, found=found, fix=fix)
+    return head
+
+
+def _unreadable(path: Path, error: Exception) -> ModelError:
+    text = str(error)
+    if isinstance(error, EOFError) or re.search("truncated|EOF|Incomplete|HeaderLength", text):
+        return ModelError(
+            f"{path} holds no weights",
+            expected=_EXPECTED,
+            found="the first part of a file that was cut short (truncated)",
+            fix=_AGAIN,
         )
-    if tensors.keys() == own.keys():
-        tensors = {name: tensors[name] for name in own}
-    for (name, mine), (found, theirs) in zip(own.items(), tensors.items(), strict=True):
-        if mine.shape != theirs.shape:
-            raise ModelError(
-                f"{path} is a checkpoint of another network",
-                expected=f"{name} of shape {tuple(mine.shape)}",
-                found=f"{found} of shape {tuple(theirs.shape)}",
-            )
-    return dict(zip(own, tensors.values(), strict=True))
+    if isinstance(error, pickle.UnpicklingError):
+        code = re.search(r"GLOBAL (\S+)", text)
+        return ModelError(
+            f"{path} needs pickle, which can run any code; it is not loaded",
+            expected=_EXPECTED,
+            found=f"a pickle that calls {code[1]}" if code else "a pickle of more than tensors",
+            fix=f"if you trust it: python -m st_align.encoders.convert {path} OUT.safetensors",
+        )
+    return ModelError(
+        f"{path} cannot be read as weights",
+        expected=_EXPECTED,
+        found=text.splitlines()[0] if text else type(error).__name__,
+        fix=_AGAIN,
+    )

@@ -6,7 +6,7 @@ G genes of the panel, p pixels of a patch side.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
@@ -46,6 +46,8 @@ class EncoderInfo(NamedTuple):
     """Published names of the weights file, searched in a weights folder; empty: none needed."""
     requires: tuple[str, ...] = ()
     """Importable modules that must be installed."""
+    hub: str | None = None
+    """OWNER/NAME of the published repository on the Hugging Face hub."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +82,11 @@ class FrozenEncoder(Protocol):
     def encode_genes(
         self, counts: Any, genes: Genes, total_umi: NDArray[np.float64], rng: np.random.Generator
     ) -> Encoded:
-        """Raw counts (CSR [B, all genes]) -> float32 tokens [B, T, D] and pooled [B, D]."""
+        """Raw counts (CSR [B, all genes]) -> float32 tokens [B, T, D] and pooled [B, D].
+
+        `rng` comes in the same state for every batch of a slide: what a spot gives must not depend
+        on the batch it is in.
+        """
         ...
 
 
@@ -105,6 +111,8 @@ class FrozenEntry:
     modality: Modality
     info: EncoderInfo
     load: Callable[[Path | None], FrozenEncoder]
+    recognises: Callable[[Mapping[str, Tensor]], bool] = lambda tensors: False
+    """Whether the tensors of some file are this encoder's: names a file given to another one."""
 
 
 _REGISTRY: dict[str, TrainedEntry | FrozenEntry] = {}

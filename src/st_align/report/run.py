@@ -16,9 +16,9 @@ from st_align.files import read_json
 from st_align.report import tables
 
 _TERMS = {
-    "spot": "spot: image and genes",
-    "niche": "niche: image and genes",
-    "cross": "spot and niche",
+    "spot": "Spot: image and genes",
+    "niche": "Niche: image and genes",
+    "cross": "Spot and niche",
 }
 
 
@@ -69,9 +69,13 @@ def _facts(
             ("Training spots", sum(slide["n_spots"] for slide in slides)),
             ("Panel", f"{facts['panel']['n_genes']:,} genes"),
             ("Steps", f"{facts.get('step', 0):,} of {facts.get('steps', 0):,}"),
-            ("Epochs, batch", f"{facts.get('epochs')}, {facts.get('batch')} spots"),
+            ("Epochs", facts.get("epochs")),
+            ("Batch", f"{facts.get('batch')} spots"),
             ("Speed", f"{log['spots_per_s'].median():,.0f} spots/s" if len(log) else None),
-            ("Ran on", f"{machine['device']}, {machine['ranks']} × {machine['threads']} threads"),
+            (
+                "Ran on",
+                f"{machine['device']}, ranks {machine['ranks']}, threads {machine['threads']}",
+            ),
             ("Pretrained encoders", ", ".join(encoders.values())),
             ("Seed", facts.get("seed")),
         ]

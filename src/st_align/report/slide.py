@@ -250,5 +250,5 @@ def _gene_map(
             {"title": title, "uri": figures.values_map(view, values, low, high)}
             for title, values in parts.items()
         ],
-        "scale": {"low": f"{low:.1f}", "high": f"{high:.1f}", "colors": figures.color_ramp()},
+        "scale": {"low": f"{low:z.1f}", "high": f"{high:z.1f}", "colors": figures.color_ramp()},
     }

@@ -1,0 +1,65 @@
+"""What a learned model has to beat: PCA + k-means, and the linear niche baseline.
+
+Shape letters: N spots, P shared genes, D axes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import reduce
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from st_align.errors import SlideError
+from st_align.expression import Panel, choose_panel, panel_expression
+from st_align.geometry import ring_mean
+from st_align.slide import PreparedSlide
+
+Floats = NDArray[np.float64]
+
+
+def spot_pca(slide: PreparedSlide, *, n_genes: int = 1000, dims: int = 30) -> Floats:
+    """[N, D] principal components of the slide's own most variable genes, spot by spot: what
+    k-means is usually run on. Fitted on the slide itself.
+    """
+    values = panel_expression(slide, choose_panel([slide], n_genes)).values.astype(np.float64)
+    return values @ _axes(values.T @ values, dims)
+
+
+def linear_niche(train: Sequence[PreparedSlide], slide: PreparedSlide, *, dims: int = 16) -> Floats:
+    """[N, D] of `slide`: mean log-expression over the spot and its lattice ring, centred on the
+    slide, on principal axes of the `train` slides. Nothing is fitted on `slide` but its mean.
+
+    Genes are those measured by all of these slides. No gene in common is a SlideError.
+    """
+    counted = [s for s in (slide, *train) if s.genes is not None]
+    if slide.genes is None or len(counted) < 2:
+        raise SlideError("the linear niche baseline needs counts", found=f"slide {slide.id!r}")
+    symbols = [s.genes.symbols for s in counted if s.genes is not None]
+    shared: NDArray[Any] = reduce(np.intersect1d, symbols)
+    if not len(shared):
+        raise SlideError(
+            "the slides have no gene in common", found=", ".join(s.id for s in counted)
+        )
+    panel = Panel(genes=tuple(map(str, shared)), ensembl=("",) * len(shared))
+    target, *others = (_niche_expression(s, panel) for s in counted)
+    covariance = sum(((x.T @ x) for x in others), start=np.zeros((len(shared), len(shared))))
+    return np.asarray(target @ _axes(covariance, dims))
+
+
+def _niche_expression(slide: PreparedSlide, panel: Panel) -> Floats:
+    """[N, P] niche means centred on the slide."""
+    found = panel_expression(slide, panel)
+    niche = ring_mean(found.values, slide.niches["lattice"].neighbors, found.valid)
+    return (niche - niche.mean(axis=0)).astype(np.float64)
+
+
+def _axes(covariance: Floats, dims: int) -> Floats:
+    """[P, D] eigenvectors of the largest eigenvalues."""
+    from scipy.linalg import eigh
+
+    p = len(covariance)
+    _, vectors = eigh(covariance, subset_by_index=(max(0, p - dims), p - 1))
+    return np.asarray(vectors[:, ::-1])

@@ -1,0 +1,110 @@
+"""`st-align genes fit` and `st-align genes predict`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from st_align import keys, store
+from st_align.checkpoint import load_run
+from st_align.commands.output import print_warnings, require_suffix
+from st_align.corpus import Corpus
+from st_align.errors import ConfigError, CorpusError, nearest
+from st_align.infer import Embedder, to_anndata, training_slides
+from st_align.io import ReadOptions
+from st_align.predict import Head, fit_head, predict, score, top_hvg
+from st_align.sources import open_slide
+
+
+def fit_genes(
+    corpus_path: Path,
+    model: str,
+    out: Path,
+    *,
+    genes: Sequence[str] | None,
+    top: int | None,
+    slides: Sequence[str] | None,
+    patients: Sequence[str] | None,
+) -> dict[str, Any]:
+    """`st-align genes fit`: a head on the run's training slides, narrowed where asked."""
+    require_suffix(out, ".safetensors")
+    if (genes is None) == (top is None):
+        raise ConfigError("say which genes", expected="either --genes or --top-hvg")
+    run, corpus = load_run(model), Corpus.open(corpus_path)
+    chosen = corpus.slides(_narrow(corpus, training_slides(run), slides, patients))
+    names = list(genes) if genes is not None else top_hvg(chosen, top or 0)
+    head = fit_head(run, chosen, names, corpus=corpus, progress=True)
+    head.save(out)
+    print(
+        f"{len(head.genes)} genes fitted on {len(head.slides)} slides, {head.n_spots:,} spots; "
+        f"error over variance with {head.folds} left out: {head.cv_error:.3f}; {out}"
+    )
+    return {
+        "genes": list(head.genes),
+        "slides": sorted(head.slides),
+        "n_spots": head.n_spots,
+        "alpha": head.alpha,
+        "rings": head.rings,
+        "cv_error": head.cv_error,
+        "folds": head.folds,
+        "out": str(out),
+    }
+
+
+def predict_genes(
+    slide: str, model: str, head_path: Path, out: Path, options: ReadOptions
+) -> dict[str, Any]:
+    """`st-align genes predict`: expression from the image; scored when there are counts."""
+    require_suffix(out, ".h5ad")
+    run, head = load_run(model), Head.load(head_path)
+    prepared, corpus = open_slide(slide, run.preprocess, options)
+    predicted = predict(head, run, prepared, corpus=corpus, progress=True)
+    adata = to_anndata(run, prepared, Embedder(run, corpus=corpus).embed(prepared))
+    adata.obsm[keys.PREDICTED] = predicted
+    result: dict[str, Any] = {"slide": prepared.id, "out": str(out)}
+    if prepared.counts is not None:
+        result |= score(predicted, prepared, head)
+        store.note(adata, genes={k: result[k] for k in ("mse", "mse_mean_predictor", "pcc")})
+    result["fitted_on_slide"] = prepared.id in head.slides
+    result["fitted_on_patient"] = prepared.patient in head.slides.values()
+    store.write_h5ad(adata, out)
+    print(f"{prepared.id}: {len(head.genes)} genes predicted, {out}")
+    if "mse" in result:
+        print(
+            f"  MSE {result['mse']:.4f}, mean predictor {result['mse_mean_predictor']:.4f}, "
+            f"PCC {result['pcc'] if result['pcc'] is None else round(result['pcc'], 4)}"
+        )
+    if result["fitted_on_slide"]:
+        print_warnings(["the head was fitted on this slide: the scores are not honest"])
+    return result
+
+
+def _narrow(
+    corpus: Corpus,
+    trained: dict[str, str],
+    slides: Sequence[str] | None,
+    patients: Sequence[str] | None,
+) -> list[str]:
+    """Training slides of the run that the corpus holds, those asked for."""
+    known = [id for id in corpus.ids if id in trained]
+    for id in slides or ():
+        if id not in known:
+            raise ConfigError(f"the run was not trained on slide {id!r}", fix=nearest(id, known))
+    owners = {trained[id] for id in known}
+    for patient in patients or ():
+        if patient not in owners:
+            raise ConfigError(
+                f"the run was not trained on patient {patient!r}", fix=nearest(patient, owners)
+            )
+    chosen = [
+        id
+        for id in known
+        if (not slides or id in slides) and (not patients or trained[id] in patients)
+    ]
+    if not chosen:
+        raise CorpusError(
+            f"{corpus.path} holds none of the slides asked for",
+            expected=f"training slides of the run: {', '.join(sorted(trained)[:10])}",
+        )
+    return chosen
