@@ -22,8 +22,8 @@ class Constants:
     nested_share: float = 0.5
     """Chance that domains are nested; they are layers otherwise."""
     border_curvature: float = 0.32
-    border_roughness: float = 0.08
-    rough_pitches: float = 1.5
+    border_roughness: float = 0.16
+    rough_pitches: float = 1.4
     """sd of the two fields that displace the borders, in half-widths of the section: one as wide as
     a third of the section bends them, one of so many pitches of the lattice frays them."""
     holes: tuple[int, int] = (2, 4)
@@ -41,7 +41,7 @@ class Constants:
 
     # Counts
     markers_per_domain: int = 24
-    marker_log_fold: float = 0.8
+    marker_log_fold: float = 1.2
     """Mean log fold change of a marker in its domain."""
     marker_spill: float = 0.4
     """Share of it in the domains next to it."""
@@ -54,7 +54,7 @@ class Constants:
     slide_log_sd: float = 0.12
     """sd of the log batch effect per gene."""
     base_log_sd: float = 1.0
-    smallest_library: float = 400.0
+    smallest_library: float = 800.0
     library_fold: float = 10.0
     """Molecules of the smallest library of a slide; the largest has so many times more."""
     dispersion: float = 0.35
