@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from st_align.encoders import base
+from st_align.encoders._images import FrozenImages
 from st_align.encoders.base import FrozenEntry, TrainedEntry, TrainedShape, find, registered
 from st_align.encoders.gene import GeneTransformer, principal_axes
-from st_align.encoders.lite0 import EfficientNetLite0
+from st_align.encoders.lite0 import load as load_lite0
 from st_align.errors import ConfigError, ModelError
 
 SHAPE = TrainedShape(dim=16, heads=2, tokens=16, layers=2, dropout=0.0, n_genes=24)
@@ -196,8 +197,8 @@ def test_training_moves_pooled_off_the_linear_path(rng):
 
 
 @pytest.fixture(scope="module")
-def lite0() -> EfficientNetLite0:
-    return EfficientNetLite0()
+def lite0() -> FrozenImages:
+    return load_lite0()
 
 
 @pytest.fixture(scope="module")
@@ -235,10 +236,10 @@ def test_lite0_parity_with_stand_in_weights(stand_in, recorded, tmp_path, suffix
     shuffled = dict(sorted(stand_in.items()))  # timm's names are placed by name
     (torch.save if suffix == ".pt" else save_file)(shuffled, path)
     images, outputs = recorded
-    encoder = EfficientNetLite0(path)
+    encoder = load_lite0(path)
     encoded = encoder.encode_images(images["images"])
     assert difference(encoded.pooled, outputs["features"]) < 1e-5
-    corner = encoder.feature_map(images["images"])[:, :8, :2, :2]
+    corner = encoder.maps(images["images"])[0][:, :8, :2, :2]
     assert difference(corner, outputs["feature_map_corner"]) < 1e-5
 
 
@@ -251,7 +252,7 @@ def test_lite0_tokens_at_any_side(lite0, rng, side):
     assert encoded.tokens.dtype == encoded.pooled.dtype == torch.float32
     if side == 112:  # the last map is 4 x 4 there
         torch.testing.assert_close(encoded.tokens.mean(dim=1), encoded.pooled)
-        whole = lite0.feature_map(patches)
+        whole = lite0.maps(patches)[0]
         torch.testing.assert_close(encoded.tokens[:, 5], whole[:, :, 1, 1])
 
 
@@ -268,13 +269,13 @@ def test_lite0_reads_no_genes(lite0, rng):
 def test_loading_lite0_draws_no_random_numbers(lite0):
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    assert EfficientNetLite0().fingerprint == lite0.fingerprint
+    assert load_lite0().fingerprint == lite0.fingerprint
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_fingerprint_follows_the_weights(lite0, stand_in, tmp_path):
     torch.save(stand_in, tmp_path / "a.pt")
-    other = EfficientNetLite0(tmp_path / "a.pt").fingerprint
+    other = load_lite0(tmp_path / "a.pt").fingerprint
     assert len(other) == 12
     assert set(other) <= set("0123456789abcdef")
     assert other != lite0.fingerprint
@@ -316,6 +317,6 @@ BAD = ["missing", "html", "truncated", "pickle", "plain pickle", "list", "count"
 def test_unusable_weights_are_one_clear_error(kind, tmp_path, capsys):
     path = bad_file(kind, tmp_path)
     with pytest.raises(ModelError, match=str(path)) as error:
-        EfficientNetLite0(path)
+        load_lite0(path)
     assert "expected" in str(error.value)
     assert "ran" not in capsys.readouterr().out

@@ -11,9 +11,9 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
-import toy_run
 from PIL import Image
 
+import toy_run
 from st_align import figures, keys, store
 from st_align.errors import ConfigError, ModelError, OutputError, SlideError
 from st_align.infer import embed, to_anndata
@@ -100,7 +100,7 @@ def test_a_slide_has_its_picture_domains_labels_and_genes(file, tmp_path):
     for words in (
         "Slide new", "Patient p9", "Panel genes measured 100% of 20", "µm",
         "colours matched to the labels", "2 domains by a Gaussian mixture of the gene embedding.",
-        "Against domain: ARI 0.912 ± 0.011, NMI 0.800.", "The predictor saw the image only",
+        "Against domain: ARI 0.912 ± 0.011 over 2 runs, NMI 0.800.", "The predictor saw the image only",
         "Shown of 8 genes: the two best, two in the middle, the two worst by PCC.", "All 8 genes",
     ):  # fmt: skip
         assert words in page.text
@@ -191,7 +191,7 @@ def test_what_cannot_be_reported(file, folder, tmp_path):
     with pytest.raises(ModelError, match="no run folder"):
         build_report(out, run=tmp_path / "none")
     (folder / "metrics.jsonl").write_text("{no\n")
-    with pytest.raises(ModelError, match="metrics.jsonl is damaged"):
+    with pytest.raises(ModelError, match=r"metrics\.jsonl is damaged"):
         build_report(out, run=folder)
     nowhere = store.write_h5ad(anndata.AnnData(np.ones((3, 1))), tmp_path / "x.h5ad")
     with pytest.raises(SlideError, match="no coordinates"):

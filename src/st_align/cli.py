@@ -323,7 +323,7 @@ def simulate(
     from st_align.simulate import simulate_cohort
 
     result = simulate_cohort(out, slides=slides, spots=spots, seed=seed, layout=layout)
-    print(f"{slides} slides in {out}; truth in {out / 'truth'}")
+    print(f"{result['n_spots']:,} spots on {slides} slides: {out}; truth: {out / result['obs']}")
     _emit(result, json)
 
 
@@ -337,6 +337,7 @@ def report(
     from st_align.commands.embed import report_on
 
     _emit(report_on(path, out), json)
+
 
 if __name__ == "__main__":
     main()

@@ -41,9 +41,10 @@ def run_demo(out: Path, *, seed: int = 0, slides: int = 8, epochs: int = EPOCHS)
     seconds: dict[str, float] = {}
     with _step("simulate", seconds):
         cohort = simulate_cohort(out / "cohort", slides=slides, seed=seed)
-    options = ReadOptions(patients=out / "cohort/patients.csv", obs=out / "cohort/truth.csv")
+    folder = out / "cohort"
+    options = ReadOptions(patients=folder / cohort["patients"], obs=folder / cohort["obs"])
     with _step("prepare", seconds):
-        found = find_slides([out / "cohort/slides"], options)
+        found = find_slides([folder / cohort["source"]], options)
         corpus = build_corpus(found.refs, out / "corpus")
     patients: dict[str, str] = cohort["slides"]
     unseen = max(patients.values())

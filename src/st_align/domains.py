@@ -9,7 +9,8 @@ Shape letters: N spots, D axes of the embedding, C domains, K neighbours.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -132,10 +133,12 @@ def choose_n_domains(x: NDArray[np.floating[Any]], *, seed: int = 0) -> int:
     overlap, and it asks for ever more components.)
     """
     x = _checked(x)
+    rng = np.random.default_rng((seed, _SWEEP))
+    if len(x) > _FIT_SPOTS:
+        x = x[np.sort(rng.choice(len(x), _FIT_SPOTS, replace=False))]
     last = min(_SWEEP, len(np.unique(x, axis=0)), max(2, len(x) // _SPOTS_PER_AXIS))
     counts = np.arange(1, last + 1)
-    rng = np.random.default_rng((seed, _SWEEP))
-    fits = np.array([gaussian_mixture(x, c, rng, starts=_SWEEP_STARTS).fit for c in counts])
+    fits = np.array([gaussian_mixture(x, int(c), rng, starts=_SWEEP_STARTS).fit for c in counts])
     tail = counts >= last / 2
     slope = np.polyfit(counts[tail], fits[tail], 1)[0] if tail.sum() > 2 else 0.0
     gain = fits - _PENALTY * slope * counts
@@ -191,7 +194,8 @@ def consensus(x: Floats, n_domains: int, rng: np.random.Generator) -> Clustering
 
 def kmeans(x: Floats, n_domains: int, rng: np.random.Generator) -> Clustering:
     """k-means on `x` as it is, the best of several starts; `fit` is minus the inertia."""
-    found = [_kmeans(x, n_domains, rng) for _ in range(_STARTS)]
+    with _one_thread(len(x)):
+        found = [_kmeans(x, n_domains, rng) for _ in range(_STARTS)]
     return max(found, key=lambda clustering: clustering.fit)
 
 
@@ -218,25 +222,31 @@ def _solutions(
 ) -> Sequence[_Solution]:
     """A converged mixture per start; only the best where the spots are too many for all."""
     white = _whitened(x)
-    rows = np.arange(len(x))
     if len(x) > _FIT_SPOTS:
         rows = np.sort(rng.choice(len(x), _FIT_SPOTS, replace=False))
+        found = _solutions_of(x[rows], white[rows], n_domains, rng, starts)
+        best = max(found, key=lambda solution: solution.rank)
+        first = _expectation_maximisation(white[rows], best.posterior, of=white, iterations=1)
+        return [_expectation_maximisation(white, first.posterior)]
+    with _one_thread(len(x)):
+        return _solutions_of(x, white, n_domains, rng, starts)
+
+
+def _solutions_of(
+    x: Floats, white: Floats, n_domains: int, rng: np.random.Generator, starts: int
+) -> list[_Solution]:
     found = []
     for start in range(starts if n_domains > 1 else 1):
-        base = white if start % 2 else x
-        labels = _kmeans(base[rows], n_domains, rng).labels
-        found.append(_expectation_maximisation(white[rows], white[rows], np.eye(n_domains)[labels]))
-    if len(rows) == len(x):
-        return found
-    best = max(found, key=lambda solution: solution.rank)
-    first = _expectation_maximisation(white[rows], white, best.posterior, iterations=1)
-    return [_expectation_maximisation(white, white, first.posterior)]
+        labels = _kmeans(white if start % 2 else x, n_domains, rng).labels
+        found.append(_expectation_maximisation(white, np.eye(n_domains)[labels]))
+    return found
 
 
 def _expectation_maximisation(
-    x: Floats, of: Floats, posterior: Floats, *, iterations: int = _MAX_ITER
+    x: Floats, posterior: Floats, *, of: Floats | None = None, iterations: int = _MAX_ITER
 ) -> _Solution:
-    """Tied mixture of `x` [N, D] from a `posterior` [N, C]; the answer is on the spots `of`.
+    """Tied mixture of `x` [N, D] from a `posterior` [N, C]; the answer is on the spots `of`, on
+    `x` itself by default.
 
     The shared covariance is E[x x^T] - sum_c w_c m_c m_c^T, so that an iteration costs two
     products N x D x C and none N x D x D.
@@ -254,9 +264,20 @@ def _expectation_maximisation(
         before, loglik = loglik, float(evidence - common / 2)
         if loglik - before < _TOLERANCE:
             break
-    if of is not x:
+    if of is not None:
         posterior, _ = _softmax(of @ directions + offsets)
     return _Solution(loglik, posterior)
+
+
+@contextmanager
+def _one_thread(n_spots: int) -> Iterator[None]:
+    """Products of one slide are too small to share: threads cost more than they bring, and the
+    answer would depend on how many there are.
+    """
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1 if n_spots <= _FIT_SPOTS else None):
+        yield
 
 
 def _softmax(logits: Floats) -> tuple[Floats, float]:

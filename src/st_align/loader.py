@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
@@ -25,6 +24,7 @@ from st_align.augment import augment
 from st_align.batch import ROLES, Batch, Role
 from st_align.config import Config
 from st_align.encoders.base import Encoded, FrozenEncoder, View
+from st_align.encoders.lookup import load_frozen
 from st_align.errors import CorpusError
 from st_align.geometry import ring_mean
 from st_align.model import MODALITY, FrozenShape, frozen_roles
@@ -181,7 +181,7 @@ def frozen_encoders(config: Config) -> dict[Role, FrozenEncoder]:
     for role, entry in frozen_roles(config.model).items():
         if entry.name not in loaded:
             own = config.encoders.get(entry.name)
-            loaded[entry.name] = entry.load(Path(own.weights) if own and own.weights else None)
+            loaded[entry.name] = load_frozen(entry, own.weights if own else None)
         roles[role] = loaded[entry.name]
     return roles
 

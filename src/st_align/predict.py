@@ -1,7 +1,8 @@
 """Expression from the image alone: a ridge head on what a run sees in a slide's picture.
 
     features   r, e and the frozen niche-image vector of a spot, each standardised within the
-               slide by the slide's own images; averaged over `rings` lattice rings
+               slide by the slide's own images and weighing the same; averaged over `rings`
+               lattice rings
     target     log1p CP10k less the mean of the gene on its training slide
     answer     training mean + features @ weights
 
@@ -196,8 +197,7 @@ def score(predicted: pd.DataFrame, slide: PreparedSlide, head: Head) -> dict[str
     Per gene and as the mean over genes: `mse` in log1p CP10k, `mse_mean_predictor` of answering
     the training mean everywhere, `pcc` within the slide (None where either does not vary).
     Spots without counts are left out, genes that the slide did not measure are listed in
-    `absent`; `seen` says whether the head was fitted on this 'slide' or 'patient'. A slide
-    without counts is a SlideError.
+    `absent`. A slide without counts is a SlideError.
     """
     if slide.counts is None:
         raise SlideError(f"slide {slide.id!r} has no counts to score against")
@@ -219,10 +219,7 @@ def score(predicted: pd.DataFrame, slide: PreparedSlide, head: Head) -> dict[str
         for name in ("mse", "mse_mean_predictor", "pcc")
     }
     absent = [str(g) for g in predicted.columns[~measured]]
-    seen = "slide" if slide.id in head.slides else None
-    if seen is None and slide.patient in head.slides.values():
-        seen = "patient"
-    return {"genes": genes, **overall, "absent": absent, "n_spots": int(use.sum()), "seen": seen}
+    return {"genes": genes, **overall, "absent": absent, "n_spots": int(use.sum())}
 
 
 def top_hvg(slides: Sequence[PreparedSlide], n: int) -> list[str]:
@@ -231,7 +228,7 @@ def top_hvg(slides: Sequence[PreparedSlide], n: int) -> list[str]:
 
 
 def image_features(reader: Embedder, slide: PreparedSlide) -> NDArray[np.float32]:
-    """[N, D] standardised image features; the slide's counts are dropped before it is read."""
+    """[N, D] features standardised on the slide; its counts are dropped before it is read."""
     if not slide.has_image:
         raise SlideError(
             f"slide {slide.id!r} has no image to predict from",
@@ -249,10 +246,17 @@ def image_features(reader: Embedder, slide: PreparedSlide) -> NDArray[np.float32
     frozen = features.get("niche_image")
     if frozen is not None:
         blocks.append(np.asarray(frozen.pooled, np.float32))
-    values = np.concatenate(blocks, axis=1)
-    spread = values.std(axis=0)
-    values = (values - values.mean(axis=0)) / np.where(spread > 1e-6, spread, 1)
-    return np.where(spread > 1e-6, values, 0).astype(np.float32)
+    return np.concatenate([_standardised(block) for block in blocks], axis=1)
+
+
+def _standardised(block: NDArray[np.float32]) -> NDArray[np.float32]:
+    """[N, D] with mean 0, equal spread of all columns that vary, and a total variance of 1: a
+    wide block weighs as much as a narrow one.
+    """
+    spread = block.std(axis=0)
+    varies = spread > 1e-6
+    values = (block - block.mean(axis=0)) / np.where(varies, spread, 1)
+    return np.where(varies, values / np.sqrt(max(varies.sum(), 1)), 0).astype(np.float32)
 
 
 def _ringed(

@@ -80,8 +80,8 @@ def choose_alpha(folds: Sequence[Moments]) -> Choice:
 
     With a single fold nothing can be left out: the largest penalty, and an error of 1.
     """
-    width = len(folds[0].gram)
-    penalties = PENALTIES * width
+    every = total(folds)
+    penalties = PENALTIES * np.trace(every.gram) / every.spots
     if len(folds) < 2:
         return Choice(float(penalties[-1]), 1.0)
     errors = np.zeros((len(folds), len(penalties)))

@@ -179,7 +179,7 @@ def mean_of_map(network: Any, pixels: Tensor) -> Maps:
 def as_map(tokens: Tensor) -> Tensor:
     """Tokens [B, n * n, D] of a square, row by row -> [B, D, n, n]."""
     side = round(tokens.shape[1] ** 0.5)
-    return tokens.transpose(1, 2).unflatten(2, (side, side))
+    return tokens.transpose(1, 2).reshape(len(tokens), -1, side, side)
 
 
 def _fold_batch_norm(network: nn.Module) -> nn.Module:

@@ -43,24 +43,38 @@ def _read(vit: Any, pixels: Tensor) -> Maps:
     return as_map(tokens[:, 1:]), tokens[:, 0]
 
 
-for _name, _title, _licence, _hub in (
-    ("clip-vit-b-32", "CLIP ViT-B/32, pictures and captions of the web", "MIT", "openai/clip-vit-base-patch32"),
-    ("plip", "PLIP, CLIP ViT-B/32 on pathology captions", "none stated: see its model card", "vinid/plip"),
-):  # fmt: skip
-    ImageFamily(
-        name=_name,
+def _family(name: str, hub: str, title: str, licence: str) -> ImageFamily:
+    return ImageFamily(
+        name=name,
         info=EncoderInfo(
-            title=_title,
-            licence=_licence,
+            title=title,
+            licence=licence,
             gated=False,
-            source=f"huggingface.co/{_hub}",
+            source=f"huggingface.co/{hub}",
             files=("model.safetensors", "pytorch_model.bin"),
             requires=LIBRARIES,
-            hub=_hub,
+            hub=hub,
         ),
         pixels=Pixels(side=224, interpolation="bicubic", colours=OPENAI),
         dim=_DIM,
         build=_build,
         read=_read,
         layouts=(_TRANSFORMERS,),
-    ).register()
+    )
+
+
+CLIP = _family(
+    "clip-vit-b-32",
+    "openai/clip-vit-base-patch32",
+    "CLIP ViT-B/32 on pictures and captions of the web",
+    "MIT",
+)
+PLIP = _family(
+    "plip",
+    "vinid/plip",
+    "PLIP, CLIP ViT-B/32 on pathology pictures and captions",
+    "none stated: see its model card",
+)
+
+for _one in (CLIP, PLIP):
+    _one.register()

@@ -56,12 +56,12 @@ def _read(network: Any, pixels: Tensor) -> Maps:
         return out
 
     side = round((tokens.shape[1] - 1) ** 0.5) // _CELLS
-    cells = tokens[:, 1:].unflatten(1, (_CELLS, side, _CELLS, side)).transpose(2, 3)
-    cells = embed(cells.reshape(-1, side * side, _TRUNK)).unflatten(0, (len(tokens), -1))
-    return as_map(cells), embed(tokens)
+    cells = tokens[:, 1:].reshape(-1, _CELLS, side, _CELLS, side, _TRUNK).transpose(2, 3)
+    cells = embed(cells.reshape(-1, side * side, _TRUNK))
+    return as_map(cells.reshape(len(tokens), -1, _DIM)), embed(tokens)
 
 
-ImageFamily(
+CONCH = ImageFamily(
     name="conch",
     info=EncoderInfo(
         title="CONCH, ViT-B/16 on histology and captions",
@@ -86,4 +86,5 @@ ImageFamily(
             ),
         ),
     ),
-).register()
+)
+CONCH.register()

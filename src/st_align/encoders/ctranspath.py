@@ -55,7 +55,7 @@ def _to_published() -> dict[str, str]:
     return {rf"^layers\.{n}\.downsample": f"layers.{n - 1}.downsample" for n in (1, 2, 3)}
 
 
-ImageFamily(
+CTRANSPATH = ImageFamily(
     name="ctranspath",
     info=EncoderInfo(
         title="CTransPath, Swin-T with a convolutional stem on histology",
@@ -75,4 +75,5 @@ ImageFamily(
             unneeded=(r".*\.relative_position_index$", r".*\.attn_mask$", r"head\."),
         ),
     ),
-).register()
+)
+CTRANSPATH.register()

@@ -16,14 +16,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
 from st_align.errors import ModelError
-from st_align.expression import Genes
+
+if TYPE_CHECKING:
+    from st_align.expression import Genes
 
 _ENSEMBL = re.compile(r"(?:^|_)(ENSG\d{11})(?:\.\d+)?$")
 _MOUSE = re.compile(r"[A-Z][a-z]")

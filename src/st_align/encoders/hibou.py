@@ -56,31 +56,37 @@ def _build(kind: str, width: int, hidden: int) -> Any:
 def _read(vit: Any, pixels: Tensor) -> Maps:
     """DINOv2's order, which timm's is not: the class token has a position, registers have none."""
     patches = vit.patch_embed(pixels)
-    first, registers = (
-        t.expand(len(patches), -1, -1) for t in (vit.cls_token, vit.register_tokens)
-    )
+    first = vit.cls_token.expand(len(patches), -1, -1)
+    registers = vit.register_tokens.expand(len(patches), -1, -1)
     tokens = torch.cat([first, patches], dim=1) + vit.pos_embed
     tokens = torch.cat([tokens[:, :1], registers, tokens[:, 1:]], dim=1)
     tokens = vit.norm(vit.blocks(tokens))
     return as_map(tokens[:, 1 + _REGISTERS :]), tokens[:, 0]
 
 
-for _size, _kind, _width, _hidden in (("b", "base", 768, 4096), ("l", "large", 1024, 5472)):
-    ImageFamily(
-        name=f"hibou-{_size}",
+def _family(size: str, kind: str, width: int, hidden: int) -> ImageFamily:
+    return ImageFamily(
+        name=f"hibou-{size}",
         info=EncoderInfo(
-            title=f"Hibou-{_size.upper()}, ViT-{_size.upper()}/14 on histology",
+            title=f"Hibou-{size.upper()}, ViT-{size.upper()}/14 on histology",
             licence="Apache-2.0",
             gated=False,
-            source=f"huggingface.co/histai/hibou-{_size}, or hibou-{_size}.pth by "
+            source=f"huggingface.co/histai/hibou-{size}, or hibou-{size}.pth by "
             "github.com/HistAI/hibou",
-            files=(f"hibou-{_size}.pth", "model.safetensors", "pytorch_model.bin"),
+            files=(f"hibou-{size}.pth", "model.safetensors", "pytorch_model.bin"),
             requires=LIBRARIES,
-            hub=f"histai/hibou-{_size}",
+            hub=f"histai/hibou-{size}",
         ),
         pixels=Pixels(side=224, stretch=True, interpolation="bicubic", colours=_COLOURS),
-        dim=_width,
-        build=partial(_build, _kind, _width, _hidden),
+        dim=width,
+        build=partial(_build, kind, width, hidden),
         read=_read,
         layouts=(_ORIGINAL, _TRANSFORMERS),
-    ).register()
+    )
+
+
+HIBOU_B = _family("b", "base", 768, 4096)
+HIBOU_L = _family("l", "large", 1024, 5472)
+
+for _one in (HIBOU_B, HIBOU_L):
+    _one.register()

@@ -92,21 +92,23 @@ def _search(entry: FrozenEntry, folder: Path) -> Path | None:
 
 
 def _from_hub(entry: FrozenEntry, repository: str) -> Path:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
+    import huggingface_hub as hub
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-    try:
-        for file in entry.info.files:
-            try:
-                return Path(hf_hub_download(repository, file))
-            except EntryNotFoundError:
-                continue
-        problem = "none of these files"
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        problem = str(error).strip().splitlines()[0]
+    problem = "none of these files"
+    for file in entry.info.files:
+        try:
+            return Path(hub.hf_hub_download(repository, file))
+        except LocalEntryNotFoundError as error:  # the hub cannot be reached
+            problem = str(error)
+        except EntryNotFoundError:
+            continue
+        except (hub.errors.HfHubHTTPError, hub.errors.HFValidationError, OSError) as error:
+            problem = str(error)
+        break
     raise ModelError(
         f"cannot fetch the weights of {entry.name!r} from the hub repository {repository}",
         expected=" or ".join(entry.info.files),
-        found=problem,
+        found=problem.strip().splitlines()[0],
         fix=f"{entry.info.source}; sign in with `hf auth login`, or give a local path",
     )

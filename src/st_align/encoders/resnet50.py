@@ -14,7 +14,7 @@ def _build() -> Any:
     return import_timm().create_model("resnet50", num_classes=0)
 
 
-ImageFamily(
+RESNET50 = ImageFamily(
     name="resnet50",
     info=EncoderInfo(
         title="ResNet-50, ImageNet",
@@ -35,4 +35,5 @@ ImageFamily(
     build=_build,
     read=mean_of_map,
     layouts=(Layout(unneeded=(r"fc\.",)),),
-).register()
+)
+RESNET50.register()

@@ -228,5 +228,6 @@ register(
             files=(_WEIGHTS,),
         ),
         load=ScFoundation,
+        recognises=lambda tensors: any("token_emb.mlp2.weight" in name for name in tensors),
     )
 )

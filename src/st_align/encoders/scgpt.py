@@ -251,5 +251,6 @@ register(
             files=_FILES,
         ),
         load=ScGpt,
+        recognises=lambda tensors: "value_encoder.linear1.weight" in tensors,
     )
 )

@@ -64,25 +64,25 @@ def _mahmood(title: str, hub: str) -> EncoderInfo:
     )
 
 
-ImageFamily(
+UNI = ImageFamily(
     name="uni",
     info=_mahmood("UNI, ViT-L/16 on histology", "MahmoodLab/UNI"),
     pixels=Pixels(side=224, colours=IMAGENET),
     dim=1024,
     build=_uni,
     read=class_token,
-).register()
+)
 
-ImageFamily(
+UNI2 = ImageFamily(
     name="uni2",
     info=_mahmood("UNI2-h, ViT-H/14 on histology", "MahmoodLab/UNI2-h"),
     pixels=Pixels(side=224, colours=IMAGENET),
     dim=1536,
     build=_uni2,
     read=class_token,
-).register()
+)
 
-ImageFamily(
+GIGAPATH = ImageFamily(
     name="gigapath",
     info=EncoderInfo(
         title="Prov-GigaPath tile encoder, ViT-g/16 on histology",
@@ -97,4 +97,7 @@ ImageFamily(
     dim=1536,
     build=_gigapath,
     read=class_token,
-).register()
+)
+
+for _family in (UNI, UNI2, GIGAPATH):
+    _family.register()

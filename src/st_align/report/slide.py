@@ -24,7 +24,11 @@ if TYPE_CHECKING:
 SHOWN_GENES = 6
 _SPOT_PER_PITCH = 0.55
 """Where the file does not give the spots' size: that of Visium."""
-_METHODS = {"gmm": "a Gaussian mixture", "kmeans": "k-means", "leiden": "Leiden"}
+_METHODS = {
+    "gmm": "a Gaussian mixture",
+    "kmeans": "k-means",
+    "consensus": "a consensus of mixtures",
+}
 _BARS_UM = (100, 200, 500, 1000, 2000, 5000)
 
 
@@ -162,9 +166,9 @@ def _domain_note(domains: dict[str, Any], label_key: str | None) -> str:
     said = f"{domains['n_domains']} domains by {method} of the {domains['use']} embedding."
     ari = domains.get("ari")
     if ari and label_key:
-        spread = f" ± {tables.text(ari['std'])}" if len(ari.get("runs", [])) > 1 else ""
-        said += f" Against {label_key}: ARI {tables.text(ari['mean'])}{spread}"
-        said += f", NMI {tables.text(domains['nmi'])}." if "nmi" in domains else "."
+        spread = f" ± {ari['std']:.3f} over {n} runs" if (n := len(ari["runs"])) > 1 else ""
+        said += f" Against {label_key}: ARI {ari['mean']:.3f}{spread}"
+        said += f", NMI {domains['nmi']:.3f}." if "nmi" in domains else "."
     return said
 
 
