@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from weights_files import stand_in, write
 
 from st_align.encoders.base import find
+from weights_files import stand_in, write
 
 
 def peak_bytes() -> int:

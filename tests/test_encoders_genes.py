@@ -226,6 +226,13 @@ def test_chance_is_seeded(small, counts):
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_spots_draw_from_generators_of_their_own(small):
+    ties = np.ones(20, np.float32)
+    one, other = (small.token_set(ids, ties).values for ids in (np.arange(20), np.arange(20, 40)))
+    assert not np.array_equal(one, other)
+    np.testing.assert_array_equal(one, small.token_set(np.arange(20), ties).values)
+
+
 def test_spots_without_known_genes_are_zero(small, counts):
     unknown = [f"NOT{i}" for i in range(39)]
     pooled = encode(small, counts, names("GENE0", *unknown))

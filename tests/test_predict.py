@@ -214,6 +214,17 @@ def test_a_gene_that_never_varies_has_no_correlation(run, slides):
     assert np.isfinite(result["pcc"])
 
 
+def test_a_slide_of_empty_spots_is_passed_over(run, slides):
+    nothing = sparse.csr_array(slides[1].counts.shape, dtype=np.int32)
+    empty = dataclasses.replace(
+        slides[1], counts=nothing, spots=slides[1].spots.assign(total_umi=0.0)
+    )
+    head = fit_head(run, [slides[0], empty], GENES)
+    np.testing.assert_array_equal(head.weights, fit_head(run, slides[:1], GENES).weights)
+    with pytest.raises(SlideError, match="no spot of slide"):
+        score(predict(head, run, empty), empty, head)
+
+
 def test_folds_are_patients_else_slides_else_strips(slides):
     folds, kind = _folds(slides)
     assert kind == "patients"

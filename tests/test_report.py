@@ -100,7 +100,8 @@ def test_a_slide_has_its_picture_domains_labels_and_genes(file, tmp_path):
     for words in (
         "Slide new", "Patient p9", "Panel genes measured 100% of 20", "µm",
         "colours matched to the labels", "2 domains by a Gaussian mixture of the gene embedding.",
-        "Against domain: ARI 0.912 ± 0.011 over 2 runs, NMI 0.800.", "The predictor saw the image only",
+        "Against domain: ARI 0.912 ± 0.011 over 2 runs, NMI 0.800.",
+        "The predictor saw the image only",
         "Shown of 8 genes: the two best, two in the middle, the two worst by PCC.", "All 8 genes",
     ):  # fmt: skip
         assert words in page.text

@@ -25,14 +25,15 @@ def spot_pca(slide: PreparedSlide, *, n_genes: int = 1000, dims: int = 30) -> Fl
     k-means is usually run on. Fitted on the slide itself.
     """
     values = panel_expression(slide, choose_panel([slide], n_genes)).values.astype(np.float64)
-    return values @ _axes(values.T @ values, dims)
+    return np.asarray(values @ _axes(values.T @ values, dims))
 
 
 def linear_niche(train: Sequence[PreparedSlide], slide: PreparedSlide, *, dims: int = 16) -> Floats:
     """[N, D] of `slide`: mean log-expression over the spot and its lattice ring, centred on the
     slide, on principal axes of the `train` slides. Nothing is fitted on `slide` but its mean.
 
-    Genes are those measured by all of these slides. No gene in common is a SlideError.
+    Genes are those measured by all of these slides. No gene in common, no counts, and no niche
+    'lattice' are SlideErrors.
     """
     counted = [s for s in (slide, *train) if s.genes is not None]
     if slide.genes is None or len(counted) < 2:
@@ -44,16 +45,24 @@ def linear_niche(train: Sequence[PreparedSlide], slide: PreparedSlide, *, dims: 
             "the slides have no gene in common", found=", ".join(s.id for s in counted)
         )
     panel = Panel(genes=tuple(map(str, shared)), ensembl=("",) * len(shared))
-    target, *others = (_niche_expression(s, panel) for s in counted)
-    covariance = sum(((x.T @ x) for x in others), start=np.zeros((len(shared), len(shared))))
-    return np.asarray(target @ _axes(covariance, dims))
+    covariance = np.zeros((len(shared), len(shared)))
+    for other in counted[1:]:
+        values = _niche_expression(other, panel)
+        covariance += values.T @ values
+    return np.asarray(_niche_expression(slide, panel) @ _axes(covariance, dims))
 
 
 def _niche_expression(slide: PreparedSlide, panel: Panel) -> Floats:
     """[N, P] niche means centred on the slide."""
+    if "lattice" not in slide.niches:
+        raise SlideError(
+            f"the linear niche baseline needs the lattice ring of slide {slide.id!r}",
+            found=f"niches {', '.join(slide.niches) or 'none'}",
+            fix="prepare the slides with --niche lattice as well",
+        )
     found = panel_expression(slide, panel)
     niche = ring_mean(found.values, slide.niches["lattice"].neighbors, found.valid)
-    return (niche - niche.mean(axis=0)).astype(np.float64)
+    return np.asarray(niche - niche.mean(axis=0), np.float64)
 
 
 def _axes(covariance: Floats, dims: int) -> Floats:

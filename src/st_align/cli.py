@@ -256,7 +256,7 @@ def domains(
     use: Annotated[str | None, typer.Option(help="image, gene, spot, niche or spot+niche.")] = None,
     label_key: Annotated[str | None, typer.Option(help="obs column to score against.")] = None,
     method: Annotated[str, typer.Option(help="Clusterer; gmm is the default.")] = "gmm",
-    refine: Annotated[bool, typer.Option(help="Smooth over the lattice.")] = True,
+    refine: Annotated[bool, typer.Option(help="Smooth over the lattice.")] = False,
     runs: Annotated[int, typer.Option(min=1, help="Times the clusterer is seeded anew.")] = 5,
     out: Annotated[Path | None, typer.Option(help="Write here; default: into FILE.")] = None,
     seed: Seed = 0,

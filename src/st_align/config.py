@@ -73,7 +73,7 @@ class DataConfig:
 class ReadoutConfig:
     """Which embedding is `X_stalign`, and on how many principal axes of the training slides."""
 
-    use: Use = "gene"
+    use: Use = "spot+niche"
     dims: int = 16
 
 

@@ -99,10 +99,9 @@ def _baselines(
 ) -> Iterator[dict[str, Any]]:
     labels = slide.spots["domain"].to_numpy()
     k = len(set(labels))
-    ring = slide.niches["lattice"].neighbors
-    pca = assign_domains(spot_pca(slide), k, method="kmeans", seed=seed, refine=False)
+    pca = assign_domains(spot_pca(slide), k, method="kmeans", seed=seed)
     yield _row("PCA + k-means", slide.id, "ari", score_domains(pca, labels)["ari"])
-    linear = assign_domains(linear_niche(train, slide), k, seed=seed, neighbors=ring)
+    linear = assign_domains(linear_niche(train, slide), k, seed=seed)
     yield _row("linear niche baseline", slide.id, "ari", score_domains(linear, labels)["ari"])
 
 

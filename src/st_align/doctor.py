@@ -11,6 +11,7 @@ from typing import Any
 
 from st_align.config import Config, EncoderConfig, override, preset, read_toml
 from st_align.encoders.base import FrozenEntry, TrainedEntry, registered
+from st_align.encoders.lookup import ENV, find_weights
 from st_align.errors import ConfigError, StAlignError, nearest
 from st_align.provenance import software
 
@@ -42,6 +43,8 @@ def describe(result: dict[str, Any]) -> str:
         gated = ", gated" if found["gated"] else ""
         lines.append(f"  {mark} {name:<20} {found['modality']}, {found['licence']}{gated}")
         lines.append(f"     {'':<20} {found['reason']}")
+    if not all(found["usable"] for found in result["encoders"].values()):
+        lines.append(f"Give weights with --weights NAME=PATH, in a config, or in the folder ${ENV}")
     return "\n".join(lines)
 
 
@@ -67,31 +70,34 @@ def _check(entry: TrainedEntry | FrozenEntry, settings: Config) -> dict[str, Any
             "weights": None,
             "reason": "trained with the model; needs no weights",
         }
-    path = settings.encoders.get(entry.name, EncoderConfig()).weights
-    usable, reason = _try(entry, None if path is None else Path(path))
+    given = settings.encoders.get(entry.name, EncoderConfig()).weights
+    path, usable, reason = _try(entry, given)
     return {
         "modality": entry.modality,
         "usable": usable,
         "gated": entry.info.gated,
         "licence": entry.info.licence,
-        "weights": path,
+        "weights": None if path is None else str(path),
         "source": entry.info.source,
         "reason": reason,
     }
 
 
-def _try(entry: FrozenEntry, path: Path | None) -> tuple[bool, str]:
-    if path is None and entry.info.files:
-        files = " or ".join(entry.info.files)
-        return False, f"no weights given: {files}; {entry.info.source}"
+def _try(entry: FrozenEntry, given: str | None) -> tuple[Path | None, bool, str]:
+    """Where the weights lie, whether they load, and what to know."""
+    path = None
     try:
+        path = find_weights(entry, given)
+        if path is None and entry.info.files:
+            files = ", ".join(entry.info.files)
+            return None, False, f"no weights given ({files}); {entry.info.source}"
         encoder = entry.load(path)
     except StAlignError as error:
-        return False, error.one_line()
+        return path, False, error.one_line()
     except ImportError as error:
         missing = [name for name in entry.info.requires if not _importable(name)]
-        return False, f"cannot import {', '.join(missing) or error.name}: {error}"
-    return True, f"{entry.info.source}; fingerprint {encoder.fingerprint}"
+        return path, False, f"cannot import {', '.join(missing) or error.name}: {error}"
+    return path, True, f"{entry.info.source}; fingerprint {encoder.fingerprint}"
 
 
 def _importable(name: str) -> bool:

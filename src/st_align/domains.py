@@ -24,12 +24,14 @@ Labels = NDArray[np.int64]
 
 MAX_AUTO = 15
 """The most domains that `auto` finds."""
-_SWEEP = 20
+_SWEEP = 25
 """Mixtures of up to so many components are fitted to find how many are needed."""
 _STARTS = 24
-_SWEEP_STARTS = 6
-_PENALTY = 2.5
-"""In units of the slope; theory says 2, which finds a domain too many on brain and breast."""
+_SWEEP_STARTS, _SWEEP_SPOTS = 6, 5_000
+_TAIL = 0.6
+"""From this share of the sweep on, components outnumber the domains."""
+_PENALTY = 3.0
+"""In units of the slope; theory says 2, which finds two domains too many on brain and breast."""
 _FIT_SPOTS = 20_000
 """Starts are tried on at most so many spots; the best goes on over all."""
 _MAX_ITER = 500
@@ -134,12 +136,12 @@ def choose_n_domains(x: NDArray[np.floating[Any]], *, seed: int = 0) -> int:
     """
     x = _checked(x)
     rng = np.random.default_rng((seed, _SWEEP))
-    if len(x) > _FIT_SPOTS:
-        x = x[np.sort(rng.choice(len(x), _FIT_SPOTS, replace=False))]
+    if len(x) > _SWEEP_SPOTS:
+        x = x[np.sort(rng.choice(len(x), _SWEEP_SPOTS, replace=False))]
     last = min(_SWEEP, len(np.unique(x, axis=0)), max(2, len(x) // _SPOTS_PER_AXIS))
     counts = np.arange(1, last + 1)
     fits = np.array([gaussian_mixture(x, int(c), rng, starts=_SWEEP_STARTS).fit for c in counts])
-    tail = counts >= last / 2
+    tail = counts >= _TAIL * last
     slope = np.polyfit(counts[tail], fits[tail], 1)[0] if tail.sum() > 2 else 0.0
     gain = fits - _PENALTY * slope * counts
     return int(counts[1:MAX_AUTO][gain[1:MAX_AUTO].argmax()])
@@ -261,6 +263,7 @@ def _expectation_maximisation(
         offsets = np.log(weights) - (means.T * directions).sum(axis=0) / 2
         posterior, evidence = _softmax(x @ directions + offsets)
         common = np.trace(np.linalg.solve(covariance, moment)) + np.linalg.slogdet(covariance)[1]
+        common += x.shape[1] * np.log(2 * np.pi)
         before, loglik = loglik, float(evidence - common / 2)
         if loglik - before < _TOLERANCE:
             break

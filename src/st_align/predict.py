@@ -1,8 +1,8 @@
 """Expression from the image alone: a ridge head on what a run sees in a slide's picture.
 
-    features   r, e and the frozen niche-image vector of a spot, each standardised within the
-               slide by the slide's own images and weighing the same; averaged over `rings`
-               lattice rings
+    features   r, e, the frozen niche-image vector and the colours of a spot, each standardised
+               within the slide by the slide's own images and weighing the same; averaged over
+               `rings` lattice rings
     target     log1p CP10k less the mean of the gene on its training slide
     answer     training mean + features @ weights
 
@@ -24,6 +24,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from st_align.checkpoint import Run
+from st_align.colour import colour_statistics
 from st_align.errors import ConfigError, ModelError, SlideError, nearest, require_file
 from st_align.expression import choose_panel, log_normalise
 from st_align.geometry import ring_mean
@@ -116,7 +117,7 @@ def fit_head(
 
     Args:
         run: a finished run.
-        slides: what to fit on; those without image or counts are passed over.
+        slides: what to fit on; those without image or without any count are passed over.
         genes: symbols; each must be measured on one of the slides at least.
         corpus: where the slides come from, if they do: its caches are used.
         progress: show a bar.
@@ -129,7 +130,7 @@ def fit_head(
     """
     from tqdm import tqdm
 
-    usable = [s for s in slides if s.has_image and s.counts is not None and s.genes is not None]
+    usable = [s for s in slides if s.has_image and s.counts is not None and s.total_umi.any()]
     genes = _known_genes(genes, usable, len(slides))
     folds, kind = _folds(usable)
     reader = Embedder(run, corpus=corpus)
@@ -141,10 +142,9 @@ def fit_head(
         mean_n[measured] += use.sum()
         target[:, measured] -= target[use][:, measured].mean(axis=0)
         for rings, features in _ringed(reader, slide):
-            for fold in np.unique(folds[slide.id]):
+            for fold in np.unique(folds[slide.id][use]):
                 rows = use & (folds[slide.id] == fold)
-                part = moments(features[rows], target[rows], measured)
-                parts[rings][fold] = parts[rings][fold] + part if fold in parts[rings] else part
+                _add(parts[rings], fold, moments(features[rows], target[rows], measured))
     choices = {rings: choose_alpha(list(part.values())) for rings, part in parts.items()}
     rings = min(choices, key=lambda r: choices[r].error)
     alpha, error = choices[rings]
@@ -243,10 +243,16 @@ def image_features(reader: Embedder, slide: PreparedSlide) -> NDArray[np.float32
     features = reader.features(slide)
     seen = reader.embed(slide, features=features)
     blocks = [seen.r, seen.e]
+    if slide.spot_patches is not None:
+        blocks.append(colour_statistics(slide.spot_patches))
     frozen = features.get("niche_image")
     if frozen is not None:
         blocks.append(np.asarray(frozen.pooled, np.float32))
     return np.concatenate([_standardised(block) for block in blocks], axis=1)
+
+
+def _add(sums: dict[int, Moments], fold: int, part: Moments) -> None:
+    sums[fold] = sums[fold] + part if fold in sums else part
 
 
 def _standardised(block: NDArray[np.float32]) -> NDArray[np.float32]:

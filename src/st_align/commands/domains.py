@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from st_align import keys, store
 from st_align.domains import assign_domains
-from st_align.errors import ConfigError, OutputError, SlideError, nearest
+from st_align.errors import ConfigError, OutputError, SlideError, StAlignError, nearest
 from st_align.geometry import neighbors
 from st_align.metrics import score_domains
 from st_align.slide import LATTICE
@@ -30,7 +30,7 @@ class DomainRequest:
     use: str | None = None
     label_key: str | None = None
     method: str = "gmm"
-    refine: bool = True
+    refine: bool = False
     runs: int = 5
     seed: int = 0
 
@@ -65,7 +65,7 @@ def _slide_domains(adata: AnnData, path: Path, request: DomainRequest) -> dict[s
         method=request.method,
         runs=request.runs,
         seed=request.seed,
-        neighbors=_lattice(adata) if request.refine else None,
+        neighbors=_lattice(adata, required=request.refine),
         refine=request.refine,
     )
     adata.obs[keys.DOMAIN] = pd.Categorical([str(k) for k in found.labels])
@@ -110,8 +110,8 @@ def _labels(adata: AnnData, path: Path, key: str | None) -> NDArray[Any] | None:
     return labels
 
 
-def _lattice(adata: AnnData) -> NDArray[np.int32]:
-    """The rings over which domains are smoothed."""
+def _lattice(adata: AnnData, *, required: bool) -> NDArray[np.int32] | None:
+    """The rings over which domains are smoothed; None where places are unknown and not needed."""
     obs = adata.obs
     technology = str(store.notes(adata).get("technology", "Visium"))
     lattice = LATTICE["ST" if technology == "ST" else "Visium"]
@@ -120,7 +120,12 @@ def _lattice(adata: AnnData) -> NDArray[np.int32]:
         places = obs[[keys.ARRAY_ROW, keys.ARRAY_COL]].to_numpy(np.int32)
     xy = np.asarray(adata.obsm[keys.SPATIAL], np.float64)
     barcodes = adata.obs_names.to_numpy().astype(str)
-    return neighbors("lattice", xy=xy, places=places, lattice=lattice, barcodes=barcodes)
+    try:
+        return neighbors("lattice", xy=xy, places=places, lattice=lattice, barcodes=barcodes)
+    except StAlignError:
+        if required:
+            raise
+        return None
 
 
 def _number(text: str) -> int | str:

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from st_align.config import Config, override, preset, read_toml
 from st_align.corpus import Corpus
 from st_align.encoders.base import FrozenEntry, View, find, registered
+from st_align.encoders.lookup import load_frozen
 from st_align.errors import ConfigError, nearest
 from st_align.features import cached_features
 from st_align.infer import training_slides
@@ -33,7 +34,7 @@ def fill_features(
         )
     if view not in get_args(View):
         raise ConfigError(f"--view {view} is unknown", fix=nearest(view, get_args(View)))
-    encoder = entry.load(weights)
+    encoder = load_frozen(entry, weights)
     seen, filled = cast(View, view), 0
     for id in tqdm(corpus.ids, desc=name, unit="slide"):
         found = cached_features(corpus, id, encoder, seen, niche_spec=niche_spec)

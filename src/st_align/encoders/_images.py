@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -157,7 +158,12 @@ class ImageFamily:
 
     def recognises(self, tensors: Mapping[str, Tensor]) -> bool:
         """Whether the tensors of some file are this encoder's."""
-        return fits(tensors, self._blank().state_dict(), self.layouts)
+        return fits(tensors, self._shapes, self.layouts)
+
+    @cached_property
+    def _shapes(self) -> dict[str, Tensor]:
+        """The network's tensors, without memory."""
+        return {name: tensor.to("meta") for name, tensor in self._blank().state_dict().items()}
 
     def _blank(self) -> nn.Module:
         with torch.device("meta"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from st_align.errors import ModelError, require_file
 
 _EXPECTED = "a state dict saved by torch or safetensors"
 _AGAIN = "fetch the file again and compare its size with the published one"
+_TRUNCATED = "the first part of a file that was cut short (truncated)"
 _WRAPPERS = ("model", "state_dict")
 _DEPTH = 3
 _PARALLEL = "module."
@@ -71,7 +73,9 @@ def read_checkpoint(path: Path, *, mapped: bool = False) -> Any:
 
             return load_file(path)
         mapped = mapped and zipfile.is_zipfile(path)
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected pickle protocol")  # the error says more
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except ModelError:
         raise
     except Exception as error:  # what a damaged file raises depends on where it is damaged
@@ -114,7 +118,9 @@ def _head(path: Path) -> bytes:
     elif head.isascii() and (text := head.decode().split("\n")[0].strip()).isprintable() and text:
         found = f"text: {text[:80]}"
     elif head.startswith(b"PK") and not zipfile.is_zipfile(path):
-        found, fix = "the first part of a file that was cut short (truncated)", _AGAIN
+        found, fix = _TRUNCATED, _AGAIN
+    elif not head.startswith((b"PK", b"\x80")) and head[8:9] != b"{":
+        found = f"another format: its first bytes are {head[:4].hex(' ')}"
     if found:
         raise ModelError(f"{path} holds no weights", expected=_EXPECTED, found=found, fix=fix)
     return head
@@ -126,7 +132,7 @@ def _unreadable(path: Path, error: Exception) -> ModelError:
         return ModelError(
             f"{path} holds no weights",
             expected=_EXPECTED,
-            found="the first part of a file that was cut short (truncated)",
+            found=_TRUNCATED,
             fix=_AGAIN,
         )
     if isinstance(error, pickle.UnpicklingError):
