@@ -147,7 +147,9 @@ def test_domains_are_written_into_the_file_and_scored(embedded: Path, run, tmp_p
 
 def test_genes_are_fitted_predicted_and_scored(work: Path, run, tmp_path: Path) -> None:
     head, out = tmp_path / "head.safetensors", tmp_path / "S3.h5ad"
-    fit = run("genes", "fit", work / "corpus", "--model", work / "run", "--top-hvg", 3, "--out", head)
+    fit = run(
+        "genes", "fit", work / "corpus", "--model", work / "run", "--top-hvg", 3, "--out", head
+    )
     assert fit.code == 0, fit.err
     words = ["--model", work / "run", "--head", head, "--out", out, "--json", tmp_path / "g.json"]
     result = run("genes", "predict", f"{work / 'corpus'}::S3", *words)

@@ -8,6 +8,7 @@ import pytest
 from scipy import sparse
 
 import toy_run
+from st_align.colour import N_STATISTICS
 from st_align.errors import ConfigError, ModelError, SlideError
 from st_align.expression import log_normalise
 from st_align.infer import Embedder, without_counts, without_image
@@ -115,9 +116,10 @@ def test_the_mean_of_a_gene_is_that_of_the_training_spots(slides, head):
 
 def test_features_are_standardised_by_the_slides_own_image(run, slides):
     features = image_features(Embedder(run), slides[0])
-    assert features.shape == (slides[0].n_spots, 8 + 8 + 6)
+    assert features.shape == (slides[0].n_spots, 8 + 8 + 6 + N_STATISTICS)
     np.testing.assert_allclose(features.mean(axis=0), 0, atol=1e-4)
-    spread = np.repeat([8, 8, 6], [8, 8, 6]) ** -0.5
+    widths = [8, 8, N_STATISTICS, 6]
+    spread = np.repeat(widths, widths) ** -0.5
     np.testing.assert_allclose(features.std(axis=0), spread, rtol=1e-3)
 
 

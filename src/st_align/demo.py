@@ -31,7 +31,9 @@ EPOCHS = 12
 _GENES = 12
 
 
-def run_demo(out: Path, *, seed: int = 0, slides: int = 8, epochs: int = EPOCHS) -> dict[str, Any]:
+def run_demo(
+    out: Path, *, seed: int = 0, slides: int = 8, spots: int = 400, epochs: int = EPOCHS
+) -> dict[str, Any]:
     """Simulate, prepare, train, embed a patient never seen, find domains, predict genes, report.
 
     Returns the rows of the printed table, the seconds of each step and where the report is.
@@ -40,7 +42,7 @@ def run_demo(out: Path, *, seed: int = 0, slides: int = 8, epochs: int = EPOCHS)
     require_new_or_empty(out, "the demo's folder", "choose another with --out, or remove it")
     seconds: dict[str, float] = {}
     with _step("simulate", seconds):
-        cohort = simulate_cohort(out / "cohort", slides=slides, seed=seed)
+        cohort = simulate_cohort(out / "cohort", slides=slides, spots=spots, seed=seed)
     folder = out / "cohort"
     options = ReadOptions(patients=folder / cohort["patients"], obs=folder / cohort["obs"])
     with _step("prepare", seconds):

@@ -11,7 +11,6 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -88,19 +87,6 @@ def fingerprint(weights: Path, preprocessing: str) -> str:
         digest = hashlib.file_digest(file, "sha256")
     digest.update(preprocessing.encode())
     return digest.hexdigest()[:12]
-
-
-def place_by_name(
-    tensors: Mapping[str, Tensor],
-    own: Mapping[str, Tensor],
-    path: Path,
-    *,
-    ignored: Sequence[str] = (),
-) -> dict[str, Tensor]:
-    """The `tensors` of the file that `own` names, float32; see `_layout.place`."""
-    from st_align.encoders._layout import Layout, place
-
-    return place(tensors, own, path, "this network", [Layout(unneeded=tuple(ignored))])
 
 
 def _head(path: Path) -> bytes:

