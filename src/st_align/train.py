@@ -69,7 +69,7 @@ if TYPE_CHECKING:
 SAVE_EVERY_S = 300.0
 _LINES = 200
 """About as many lines of metrics a run has, whatever its length."""
-_SAY_EVERY_S = 2.0
+_SAY_EVERY_S = 10.0
 _READOUT_SPOTS, _READOUT_SLIDES = 20_000, 64
 
 
