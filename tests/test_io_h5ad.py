@@ -279,21 +279,25 @@ def test_two_spots_on_one_place(tmp_path, s):
         read_one(written(tmp_path, adata))
 
 
+@pytest.mark.parametrize("technology", ["Visium", "ST"])
+def test_barcodes_tell_the_technology_without_a_word(tmp_path, technology):
+    slide = read_one(written(tmp_path, to_anndata(section("S1", technology=technology))))
+    assert slide.technology == technology
+    assert not any("technology" in warning for warning in slide.warnings)
+
+
 @pytest.mark.parametrize(
     ("technology", "evidence", "reason"),
     [
-        ("Visium", "barcodes", "16 bases"),
-        ("ST", "barcodes", "COLxROW"),
         ("Visium", "places", "odd rows hold odd columns"),
         ("ST", "places", "odd and even columns"),
         ("Visium", "xy", "6 nearest"),
         ("ST", "xy", "4 nearest"),
     ],
 )
-def test_the_technology_is_told_with_a_reason(tmp_path, technology, evidence, reason):
+def test_a_guessed_technology_is_said_with_its_reason(tmp_path, technology, evidence, reason):
     s = section("S1", technology=technology)
-    if evidence != "barcodes":
-        s = s.with_(barcodes=np.array([f"spot{i}" for i in range(len(s.xy))]))
+    s = s.with_(barcodes=np.array([f"spot{i}" for i in range(len(s.xy))]))
     adata = to_anndata(s)
     if evidence == "xy":
         adata.obs = adata.obs[[]]

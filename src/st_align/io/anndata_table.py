@@ -20,7 +20,7 @@ from st_align import keys
 from st_align.errors import SlideError
 from st_align.expression import Genes, unify_genes
 from st_align.io.check import not_counts, raw_counts
-from st_align.io.technology import guess_technology
+from st_align.io.technology import from_barcodes, guess_technology
 from st_align.slide import Technology
 
 _SYMBOLS = ("gene_symbol", "gene_symbols", "gene_name", "gene_names", "feature_name", "symbol")
@@ -48,9 +48,13 @@ class SpotTable:
     warnings: tuple[str, ...]
 
     def technology(self, given: Technology | None) -> tuple[Technology, tuple[str, ...]]:
-        """The technology given, or the one that the spots tell, with a warning saying why."""
+        """The technology given, or that of the barcodes' form, or else the one that the pattern
+        of the spots suggests, with a warning saying why.
+        """
         if given is not None:
             return given, ()
+        if told := from_barcodes(self.barcodes):
+            return told[0], ()
         guess, reason = guess_technology(self.barcodes, self.places, self.xy)
         return guess, (f"technology taken to be {guess}: {reason}",)
 
