@@ -89,7 +89,7 @@ def cached_features(
     work = _Work(corpus.slide(slide_id), encoder, view, niche_spec, batch, 0, progress)
     if not work.possible:
         return None
-    folder = _cache_folder(corpus, slide_id, encoder, view, niche_spec)
+    folder = feature_folder(corpus, slide_id, encoder, view, niche_spec)
     if not folder.is_dir():
         with writing(folder, sum(2 * math.prod(shape) for shape in work.shapes)):
             _fill(folder, work)
@@ -104,9 +104,10 @@ def cached_features(
     return Features(tokens=tokens, pooled=pooled)
 
 
-def _cache_folder(
+def feature_folder(
     corpus: Corpus, slide_id: str, encoder: FrozenEncoder, view: View, niche_spec: str
 ) -> Path:
+    """Where the features of a corpus slide lie; the folder exists once they are whole."""
     place = view if view == "spot" else f"{view}-{niche_spec}"
     return corpus.folder(slide_id) / "features" / f"{encoder.name}-{encoder.fingerprint}-{place}"
 

@@ -16,7 +16,7 @@ from st_align.corpus import Corpus
 from st_align.encoders.base import FrozenEntry, View, find, registered
 from st_align.encoders.lookup import load_frozen
 from st_align.errors import ConfigError, nearest
-from st_align.features import cached_features
+from st_align.features import cached_features, feature_folder
 from st_align.infer import training_slides
 from st_align.train import train
 
@@ -35,14 +35,23 @@ def fill_features(
     if view not in get_args(View):
         raise ConfigError(f"--view {view} is unknown", fix=nearest(view, get_args(View)))
     encoder = load_frozen(entry, weights)
-    seen, filled = cast(View, view), 0
+    seen, computed, cached = cast(View, view), 0, 0
     for id in tqdm(corpus.ids, desc=name, unit="slide"):
-        found = cached_features(corpus, id, encoder, seen, niche_spec=niche_spec)
-        filled += found is not None
-    print(
-        f"{name}, {view} view: features of {filled} of {len(corpus.ids)} slides are in the corpus"
-    )
-    return {"encoder": name, "view": view, "fingerprint": encoder.fingerprint, "slides": filled}
+        there = feature_folder(corpus, id, encoder, seen, niche_spec).is_dir()
+        found = cached_features(corpus, id, encoder, seen, niche_spec=niche_spec, progress=True)
+        cached += there
+        computed += found is not None and not there
+    without = len(corpus.ids) - computed - cached
+    print(f"{name}, {view} view: {computed} slides computed, {cached} there already", end="")
+    print(f", {without} without {entry.modality}s" if without else "")
+    return {
+        "encoder": name,
+        "view": view,
+        "fingerprint": encoder.fingerprint,
+        "computed": computed,
+        "cached": cached,
+        "without": without,
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
