@@ -7,8 +7,7 @@ BIN    := $(VENV)/bin
 
 setup: $(VENV)/.installed
 
-# torch first: a CPU build that satisfies the pin is kept by the second step. For CUDA, install the
-# torch build of your choice into .venv beforehand.
+# torch first: whatever build of the pinned version is there already is kept.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
@@ -20,6 +19,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	touch $@
 
 demo: setup
+	rm -rf demo-out
 	$(BIN)/st-align demo --out demo-out
 
 lint: $(VENV)/.installed-dev

@@ -58,7 +58,8 @@ def domains(data: Path, out: Path) -> None:
     rows = []
     for held, other in (("151675", "151674"), ("151674", "151675")):
         run, file = out / f"run-{held}", out / f"{held}.h5ad"
-        verb(out, "train", corpus, "--out", run, "--hold-out-slide", held, made=run)
+        verb(out, "train", corpus, "--out", run, "--hold-out-slide", held,
+             made=run / "readout.safetensors")  # fmt: skip
         verb(out, "embed", f"{corpus}::{held}", "--model", run, "--out", file, made=file)
         for use in USES:
             result = out / f"{held}-{use}.json"
@@ -98,7 +99,8 @@ def genes(data: Path, out: Path) -> None:
     rows: list[dict[str, Any]] = []
     for held, fitted in (("C", "A"), ("A", "C")):
         run, head = out / f"run-{held}", out / f"head-{fitted}.safetensors"
-        verb(out, "train", corpus, "--out", run, "--hold-out-patient", held, made=run)
+        verb(out, "train", corpus, "--out", run, "--hold-out-patient", held,
+             made=run / "readout.safetensors")  # fmt: skip
         verb(out, "genes", "fit", corpus, "--model", run, "--top-hvg", 50, "--out", head, made=head)
         for id in sorted(k for k, p in PATIENTS.items() if p == held):
             result = out / f"{id}.json"
@@ -158,7 +160,7 @@ def verb(out: Path, *words: object, made: Path) -> None:
     _, status, usage = os.wait4(done.pid, 0)
     if status:
         sys.exit(f"failed: {' '.join(map(str, words))}")
-    line = f"{' '.join(map(str, words[:2]))}\t{made.name}\t{time.perf_counter() - start:.0f} s\t"
+    line = f"{' '.join(map(str, words[:2]))}\t{made}\t{time.perf_counter() - start:.0f} s\t"
     with (out / "costs.tsv").open("a") as file:
         file.write(f"{line}{usage.ru_maxrss / 2**20:.2f} GiB\n")
 

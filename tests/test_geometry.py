@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import reference
 from st_align import geometry
 from st_align.errors import ConfigError, SlideError
 from st_align.slide import Lattice
@@ -296,3 +297,18 @@ def test_ring_mean_leaves_out_absent_and_invalid_members():
     np.testing.assert_array_equal(
         geometry.ring_mean(values.astype(np.float16), members[:1]), mean[:1]
     )
+
+
+@pytest.mark.parametrize("k", [3, 6])
+def test_niches_are_those_of_equations_1_and_2(rng: np.random.Generator, k: int) -> None:
+    places = hex_places(7, 8)[rng.permutation(56)[:40]]
+    xy, barcodes = hex_xy(places, 100.0), np.array([f"b{i}" for i in range(40)])
+    found = geometry.neighbors(f"k{k}", xy=xy, places=places, lattice="hex", barcodes=barcodes)
+    values = rng.normal(size=(40, 5))
+    means = geometry.ring_mean(values, found)
+    for n in range(40):
+        literal = reference.niche(xy, n, k)
+        near = [reference.distance(xy[n], xy[m]) for m in found[n]]
+        # Ties are broken by place, which changes the members but not how near they are.
+        np.testing.assert_allclose(near, [reference.distance(xy[n], xy[m]) for m in literal])
+        np.testing.assert_allclose(means[n], reference.niche_expression(values, found[n].tolist()))
