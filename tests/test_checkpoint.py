@@ -216,7 +216,7 @@ def test_an_unwritable_place_is_an_output_error(tmp_path):
     with pytest.raises(OutputError, match="cannot write"):
         save_run(tmp_path / "file" / "run", CONFIG, PANEL, PREPROCESS, {})
     with pytest.raises(OutputError, match="cannot write"):
-        write_json(tmp_path / "nowhere" / "x.json", {})
+        write_json(tmp_path / "file" / "x.json", {})
 
 
 def test_json_of_other_shapes_is_refused(tmp_path):

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import re
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +16,7 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
+import typer
 
 import sources
 from st_align import cli
@@ -197,13 +202,25 @@ def test_counts_only_slides_need_to_be_asked_for(work: Path, run, tmp_path: Path
         (["domains", "EMBEDDED", "--n-domains", "2", "--label-key", "laier"], ["laier"]),
         (["domains", "EMBEDDED", "--n-domains", "2", "--use", "nich"], ["niche"]),
         (["domains", "EMBEDDED", "--n-domains", "2", "--method", "gmn"], ["gmm"]),
+        (["domains", "EMBEDDED", "--n-domains", "2", "--seed", "-1"], ["--seed", "equal to 0"]),
+        (["domains", "EMBEDDED", "--n-domains", "2", "--out", "bad.toml/x"], ["not a directory"]),
+        (["domains", "EMBEDDED", "EMBEDDED"], ["one file", "S3.h5ad"]),
         (["domains", "absent.h5ad"], ["missing"]),
+        (["domains", f"{'long' * 80}.h5ad"], ["name too long"]),
+        (["doctor", "--json", "bad.toml/x.json"], ["cannot write", "not a directory"]),
+        (["doctor", "--json", f"{'long' * 80}.json"], ["cannot write", "name too long"]),
+        (["doctor", "--json", "."], ["cannot write", "is a directory"]),
         (["embed", "CORPUS", "--model", "RUN", "--out", "x.h5ad"], ["S1, S2, S3", "::"]),
         (["embed", "CORPUS::S9", "--model", "RUN", "--out", "x.h5ad"], ["S9"]),
         (["embed", "CORPUS::S3", "--model", "nowhere", "--out", "x.h5ad"], ["nowhere"]),
         (["embed", "CORPUS::S3", "--model", "RUN", "--out", "x.csv"], [".h5ad"]),
+        (
+            ["embed", "CORPUS::S3", "--model", "RUN", "--out", "bad.toml/x.h5ad"],
+            ["cannot write", "not a directory"],
+        ),
         (["train", "CORPUS", "--out", "RUN"], ["not empty", "--resume"]),
         (["train", "CORPUS", "--out", "new", "--hold-out-slide", "S8"], ["S8"]),
+        (["train", "CORPUS", "--out", "new", "--seed", "-3"], ["--seed", "equal to 0"]),
         (["train", "CORPUS", "--out", "new", "--preset", "tinny"], ["tiny"]),
         (["train", "CORPUS", "--out", "new", "--config", "BAD"], ["panell", "panel"]),
         (["train", "nowhere", "--out", "new"], ["nowhere"]),
@@ -274,16 +291,147 @@ def test_an_unforeseen_error_is_exit_1_without_a_traceback(run, monkeypatch) -> 
     assert "Traceback" not in result.err
 
 
-def test_a_full_disk_is_exit_2(run, monkeypatch) -> None:
-    import errno
+def test_a_full_disk_is_exit_2(embedded: Path, run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    import st_align.doctor
+    before = embedded.read_bytes()
+    monkeypatch.setattr(os, "fsync", full)
+    fails(run("domains", embedded, "--n-domains", 2), "no space left", embedded.name)
+    assert embedded.read_bytes() == before
+    assert list(embedded.parent.iterdir()) == [embedded]
 
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device", "corpus/slides")
 
-    monkeypatch.setattr(st_align.doctor, "check", full)
-    fails(run("doctor"), "no space left", "corpus/slides")
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_an_unwritable_place_is_found_before_the_work(run, tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    result = run("doctor", "--json", tmp_path / "new" / "d.json")
+    tmp_path.chmod(0o700)
+    fails(result, "cannot write", "permission denied")
+    assert not result.out
+
+
+def test_results_may_go_to_new_folders(embedded: Path, run, tmp_path: Path) -> None:
+    out, json_path = tmp_path / "a" / "b" / "S3.h5ad", tmp_path / "c" / "d.json"
+    result = run("domains", embedded, "--n-domains", 2, "--out", out, "--json", json_path)
+    assert result.code == 0, result.err
+    assert anndata.read_h5ad(out).obs["stalign_domain"].nunique() == 2
+    assert json_path.is_file()
+
+
+def test_of_several_files_all_are_written_or_none(embedded: Path, run, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.h5ad"
+    bad.write_bytes(embedded.read_bytes()[:5000])
+    before = embedded.read_bytes()
+    fails(run("domains", embedded, bad, "--n-domains", 2), "bad.h5ad", "cannot be read")
+    assert embedded.read_bytes() == before
+    other = shutil.copy(embedded, tmp_path / "other.h5ad")
+    result = run("domains", embedded, other, "--n-domains", 2, "--out", tmp_path / "out")
+    assert result.code == 0, result.err
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["S3.h5ad", "other.h5ad"]
+    assert embedded.read_bytes() == before
+
+
+def no_spatial(adata: anndata.AnnData) -> None:
+    del adata.obsm["spatial"]
+    del adata.obs["array_col"]
+
+
+def rows_only(adata: anndata.AnnData) -> None:
+    del adata.obs["array_col"]
+
+
+def text_rows(adata: anndata.AnnData) -> None:
+    adata.obs["array_row"] = pd.Categorical([f"r{i}" for i in range(adata.n_obs)])
+
+
+def lost_coordinates(adata: anndata.AnnData) -> None:
+    adata.obsm["spatial"][3] = np.nan
+    del adata.obs["array_row"]
+
+
+def foreign_notes(adata: anndata.AnnData) -> None:
+    adata.uns["stalign"] = "of another tool"
+
+
+def bad_notes(adata: anndata.AnnData) -> None:
+    adata.uns["stalign"]["warnings_json"] = "[not json"
+
+
+@pytest.mark.parametrize(
+    ("edit", "plain", "refined"),
+    [
+        (no_spatial, None, ["S3.h5ad", "no coordinates", "obsm['spatial']"]),
+        (rows_only, None, None),
+        (text_rows, None, None),
+        (lost_coordinates, None, ["S3.h5ad", "no coordinates", "finite"]),
+        (foreign_notes, ["S3.h5ad", "uns['stalign']", "str"], ["S3.h5ad", "uns['stalign']"]),
+        (bad_notes, ["S3.h5ad", "warnings_json", "JSON"], ["S3.h5ad", "warnings_json"]),
+    ],
+)
+def test_domains_of_foreign_and_edited_files(
+    embedded: Path, run, edit, plain: list[str] | None, refined: list[str] | None
+) -> None:
+    adata = anndata.read_h5ad(embedded)
+    edit(adata)
+    adata.write_h5ad(embedded)
+    before = embedded.read_bytes()
+    for said, options in ((refined, ["--refine"]), (plain, [])):
+        result = run("domains", embedded, "--n-domains", 2, "--runs", 1, *options)
+        if said is None:
+            assert result.code == 0, result.err
+        else:
+            fails(result, *said)
+            assert embedded.read_bytes() == before
+
+
+def test_of_two_ranks_the_first_alone_speaks(work: Path, tmp_path: Path) -> None:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        port = server.getsockname()[1]
+    job = {
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "test", "GROUP_RANK": "0",
+        "CUDA_VISIBLE_DEVICES": "",
+    }  # fmt: skip
+    words = ["train", work / "corpus", "--out", tmp_path / "run", "--config", work / "small.toml"]
+    ranks = []
+    for rank in ("0", "1"):
+        command = [sys.executable, "-m", "st_align.cli", *map(str, words)]
+        ranks.append(
+            subprocess.Popen(
+                [*command, "--json", tmp_path / f"{rank}.json"],
+                env=os.environ | job | {"RANK": rank, "LOCAL_RANK": rank},
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            )
+        )  # fmt: skip
+    said = [rank.communicate(timeout=120) for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], said
+    assert f"trained: {tmp_path / 'run'}" in said[0][0]
+    assert said[1][0] == ""
+    assert json.loads((tmp_path / "0.json").read_text())["finished"] is True
+    assert not (tmp_path / "1.json").exists()
+
+
+def test_help_lists_what_there_is() -> None:
+    from st_align import keys
+    from st_align.config import PRESETS
+    from st_align.domains import METHODS
+    from st_align.geometry import parse_niche_spec
+
+    group = typer.main.get_command(cli.app)
+
+    def said(verb: str, name: str) -> list[str]:
+        option = next(p for p in group.commands[verb].params if p.name == name)
+        return re.findall(r"[\w+<>-]+", option.help)
+
+    assert set(METHODS) <= set(said("domains", "method"))
+    assert set(keys.USES) <= set(said("domains", "use"))
+    assert set(PRESETS) <= set(said("train", "preset"))
+    for verb in ("prepare", "features"):
+        kinds = [word.replace("<N>", "5") for word in said(verb, "niche")]
+        assert {"lattice", "k3", "k5"} <= set(kinds)
+        assert [parse_niche_spec(kind) for kind in ("lattice", "k3", "k5")] == [None, 3, 5]
 
 
 def test_import_and_help_are_light() -> None:

@@ -34,6 +34,15 @@ DRILL = Path(__file__).with_name("prepare_drill.py")
 build = functools.partial(build_corpus, spot_px=4, niche_px=6, progress=False)
 
 
+def once(id: str, path: str):
+    """Read a toy the first time only."""
+    mark = Path(path)
+    if mark.exists():
+        raise ValueError("gone")
+    mark.touch()
+    return toy_slide(id)
+
+
 def tree(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
@@ -296,12 +305,45 @@ class TestQuarantine:
         assert out.exists() == existed
         assert tree(tmp_path) == {}
 
-    def test_a_slide_that_was_good_stays(self, corpus):
-        bad = toy_ref("a1", damaged=True)
-        again = build([bad], corpus.path)
-        assert "a1" in again.ids
-        assert "truncated" in again.quarantined["a1"]
+    def test_a_slide_that_was_asked_for_in_the_same_way_stays(self, refs, tmp_path):
+        """Another niche is asked for, and the source cannot be read any more."""
+        asked = functools.partial(once, "a1", str(tmp_path / "read"))
+        ref = dataclasses.replace(refs[0], read=asked)
+        build([ref, refs[1]], tmp_path / "corpus")
+        again = build([ref, refs[1]], tmp_path / "corpus", niche_specs=("k3",))
+        assert again.ids == ["a1", "a2"]
+        assert again.quarantined == {"a1": "ValueError: gone"}
         assert again.verify() == {}
+
+    def test_a_slide_asked_for_otherwise_is_not_listed_as_it_was(self, corpus, refs):
+        """Its patient, say, may be another one now: `train --hold-out-patient` must not miss it."""
+        kept = tree(corpus.folder("a1"))
+        again = build([toy_ref("a1", damaged=True), *refs[1:]], corpus.path)
+        assert again.ids == ["a2", "b1"]
+        assert "truncated" in again.quarantined["a1"]
+        assert "kept but not listed" in again.quarantined["a1"]
+        assert tree(corpus.folder("a1")) == kept
+        other = build([toy_ref("c1")], corpus.path)  # the rest of the corpus is as it was
+        assert other.ids == ["a2", "b1", "c1"]
+        assert other.quarantined == again.quarantined
+        back = build(refs[:1], corpus.path)
+        assert (back.ids, back.quarantined) == (["a1", "a2", "b1", "c1"], {})
+
+    def test_a_slide_whose_files_are_gone_is_not_listed_as_it_was(self, corpus, refs):
+        again = build(refs[1:], corpus.path, absent={"a1": "no image/a1.png"})
+        assert again.ids == ["a2", "b1"]
+        assert again.quarantined["a1"].startswith("no image/a1.png; ")
+
+    def test_none_of_a_corpus_left_removes_nothing(self, refs, tmp_path):
+        build(refs[:1], tmp_path)
+        kept = tree(tmp_path / "slides")
+        with pytest.raises(CorpusError, match="no slide could be prepared"):
+            build([toy_ref("a1", damaged=True)], tmp_path)
+        assert tree(tmp_path / "slides") == kept
+        with pytest.raises(CorpusError, match="holds no slides") as caught:
+            Corpus.open(tmp_path)
+        assert "quarantine.json" in caught.value.found
+        assert build(refs[:1], tmp_path).ids == ["a1"]
 
 
 class TestOutput:
@@ -438,6 +480,75 @@ class TestDamage:
         (corpus.path / "manifest.json").write_bytes(content)
         with pytest.raises(CorpusError, match=r"manifest.json is damaged"):
             Corpus.open(corpus.path)
+
+    @pytest.mark.parametrize(
+        ("place", "key"),
+        [
+            ((), "slides"),
+            ((), "spot_px"),
+            (("slides", "a2"), "sha256"),
+            (("slides", "a2"), "n_spots"),
+        ],
+    )
+    @pytest.mark.parametrize("how", ["missing", "of another type"])
+    def test_a_manifest_of_other_keys(self, corpus, refs, place, key, how):
+        path = corpus.path / "manifest.json"
+        values = json.loads(path.read_text())
+        inner = functools.reduce(dict.__getitem__, place, values)
+        inner[key] = None
+        if how == "missing":
+            del inner[key]
+        path.write_text(json.dumps(values))
+        for use in (Corpus.open, functools.partial(build, refs)):
+            with pytest.raises(CorpusError, match=r"manifest.json is damaged") as caught:
+                use(corpus.path)
+            assert key in caught.value.expected
+            assert not place or "'a2'" in caught.value.expected
+
+    @pytest.mark.parametrize("change", [{"request": 1}, {"slide": {"niches": []}}])
+    def test_a_damaged_record(self, corpus, refs, change):
+        path = corpus.folder("a2") / "slide.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | change))
+        with pytest.raises(CorpusError, match=r"slide.json is damaged"):
+            build(refs, corpus.path)
+
+    @pytest.mark.parametrize(
+        ("name", "change"),
+        [
+            ("spot_patches.npy", lambda a: a[:-1]),
+            ("spot_patches.npy", lambda a: a[:, :-1]),
+            ("spot_patches.npy", lambda a: a.astype(np.float32)),
+            ("counts/data.npy", lambda a: a[:-1]),
+            ("counts/data.npy", lambda a: a.astype(np.float32)),
+            ("counts/indices.npy", lambda a: a[:-2]),
+            ("counts/indices.npy", lambda a: np.stack([a, a])),
+            ("counts/indptr.npy", lambda a: a[:-1]),
+            ("counts/indptr.npy", lambda a: a + 1),
+            ("counts/indptr.npy", lambda a: np.r_[0, a[-1], a[2:]]),
+            ("niches/lattice/neighbors.npy", lambda a: a[1:]),
+            ("niches/lattice/neighbors.npy", lambda a: a + 1),
+            ("niches/lattice/neighbors.npy", lambda a: a - 1),
+            ("niches/lattice/boxes.npy", lambda a: a[:, :2]),
+            ("niches/lattice/patches.npy", lambda a: a[..., 0]),
+        ],
+    )
+    def test_a_column_that_is_another(self, corpus, name, change):
+        path = corpus.folder("a2") / name
+        np.save(path, change(np.load(path)))
+        opened = Corpus.open(corpus.path)
+        assert opened.slide("a1").n_spots == 16
+        with pytest.raises(CorpusError, match="'a2' has a damaged column") as caught:
+            opened.slide("a2")
+        assert "/slides/a2/counts/" in str(caught.value) or str(path) in str(caught.value)
+
+    @pytest.mark.parametrize("name", ["spots.parquet", "genes.parquet"])
+    @pytest.mark.parametrize("how", ["shorter", "lacks a column"])
+    def test_a_table_that_is_another(self, corpus, name, how):
+        path = corpus.folder("a2") / name
+        table = pd.read_parquet(path)
+        (table.iloc[:-1] if how == "shorter" else table.iloc[:, 1:]).to_parquet(path)
+        with pytest.raises(CorpusError, match=f"'a2' has a damaged column(.|\n)*{name}"):
+            Corpus.open(corpus.path).slide("a2")
 
     def test_no_corpus(self, tmp_path):
         (tmp_path / "file").touch()

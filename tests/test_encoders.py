@@ -258,7 +258,10 @@ def test_lite0_tokens_at_any_side(lite0, rng, side):
 
 def test_lite0_features_can_be_trained_on(lite0, rng):
     encoded = lite0.encode_images(rng.integers(0, 256, (2, 56, 56, 3), dtype=np.uint8))
-    torch.nn.Linear(lite0.dim, 2)(encoded.pooled).sum().backward()
+    head = torch.nn.Linear(lite0.dim, 2)
+    head(encoded.pooled).sum().backward()
+    assert head.weight.grad.isfinite().all()
+    assert head.weight.grad.abs().max() > 0
 
 
 def test_lite0_reads_no_genes(lite0, rng):

@@ -32,12 +32,14 @@ def slide_of(
     symbols: list[str],
     ensembl: list[str] | None = None,
     total_umi: np.ndarray | None = None,
+    patient: str = "p0",
 ) -> PreparedSlide:
     """A slide that has nothing but counts."""
     base = toy_prepared(np.random.default_rng(0), rows=1, cols=len(counts), image=False)
     umi = counts.sum(axis=1) if total_umi is None else total_umi
     return dataclasses.replace(
         base,
+        patient=patient,
         spots=base.spots.assign(total_umi=np.asarray(umi, np.float64)),
         counts=sparse.csr_array(np.asarray(counts, np.int32)),
         genes=Genes(
@@ -184,8 +186,22 @@ class TestPanelExpression:
         with pytest.raises(ModelError, match="look like mouse"):
             panel_expression(slide, panel_of("GAPDH", "ACTB"))
         human = slide_of(np.ones((2, 2)), ["GAPDH", "ACTB"])
-        with pytest.raises(ModelError, match="model's gene names look like mouse"):
+        with pytest.raises(ModelError, match="look like human, the model's like mouse"):
             panel_expression(human, panel_of("Gapdh", "Actb"))
+
+    def test_a_symbol_that_coincides_makes_no_human_of_a_mouse(self):
+        panel = panel_of(*(f"GENE{i}" for i in range(50)))
+        slide = slide_of(np.ones((2, 51)), ["GENE7", *(f"Gene{i}" for i in range(50))])
+        with pytest.raises(ModelError, match="has 1 of the 50 genes") as caught:
+            panel_expression(slide, panel)
+        assert "human orthologues" in caught.value.fix
+        more = slide_of(np.ones((2, 53)), [*panel.genes[:3], *(f"Gene{i}" for i in range(50))])
+        assert panel_expression(more, panel).measured.sum() == 3
+
+    def test_a_human_slide_may_share_little(self):
+        panel = panel_of(*(f"GENE{i}" for i in range(50)))
+        slide = slide_of(np.ones((2, 40)), ["GENE7", *(f"OTHER{i}" for i in range(38)), "C1orf9"])
+        assert panel_expression(slide, panel).measured.sum() == 1
 
 
 class TestChoosePanel:
@@ -221,8 +237,39 @@ class TestChoosePanel:
             self.varied(rng, ["A", "B", "Y"], "Y"),
         ]
         panel = choose_panel(slides, 10)
-        assert panel.genes[0] == "Y"
+        assert "Y" in panel.genes
         assert "X" not in panel.genes
+
+    def test_a_patient_weighs_the_same_however_many_slides(self, rng):
+        slides = [self.varied(rng, list("ABC"), "A", patient="p1") for _ in range(4)]
+        slides += [self.varied(rng, list("ABC"), "B", patient=name) for name in ("p2", "p3")]
+        assert choose_panel(slides, 1).genes == ("B",)
+
+    def test_a_gene_that_all_slides_measured_comes_before_one_that_half_did(self, rng):
+        slides = [
+            self.varied(rng, ["A", "B", "X"], "X", patient="p1"),
+            self.varied(rng, ["A", "B", "Y"], "B", patient="p2"),
+        ]
+        assert choose_panel(slides, 1).genes == ("B",)
+
+    def test_the_order_of_many_spots_does_not_matter(self, rng):
+        slide = toy_prepared(rng, rows=40, cols=40, image=False, n_genes=12)
+        order = rng.permutation(slide.n_spots)
+        where = np.argsort(order)
+        near = slide.niches["lattice"].neighbors[order]
+        niche = dataclasses.replace(
+            slide.niches["lattice"], neighbors=np.where(near >= 0, where[near], -1)
+        )
+        shuffled = dataclasses.replace(
+            slide,
+            spots=slide.spots.iloc[order].reset_index(drop=True),
+            counts=slide.counts[order],
+            niches={"lattice": niche},
+        )
+        barcodes = slide.spots["barcode"].to_numpy()
+        shuffled_codes = shuffled.spots["barcode"].to_numpy()
+        assert (barcodes[slide.spread(1000)] == shuffled_codes[shuffled.spread(1000)]).all()
+        assert choose_panel([slide], 12) == choose_panel([shuffled], 12)
 
     def test_spike_ins_are_not_genes(self, rng):
         slides = [self.varied(rng, ["A", "ERCC-00002", "B"], "ERCC-00002")]
@@ -304,7 +351,7 @@ def test_layer_markers_of_a_real_cortex_are_chosen(data):
     )
     slide = dataclasses.replace(
         slide_of(np.ones((2, 1)), ["A"]),
-        spots=pd.DataFrame({"total_umi": umi}),
+        spots=pd.DataFrame({"barcode": h5ad.obs_names, "total_umi": umi}),
         counts=counts,
         genes=genes,
         niches={"lattice": Niche(neighbors=members, boxes=np.zeros((len(umi), 4)), patches=None)},

@@ -15,7 +15,6 @@ from st_align.checkpoint import load_run
 from st_align.errors import CorpusError, ModelError, OutputError, SlideError
 from st_align.infer import (
     Embedder,
-    embed,
     run_hash,
     to_anndata,
     training_slides,
@@ -43,6 +42,11 @@ def run(slides):
     return toy_run.toy_run(slides)
 
 
+@pytest.fixture(scope="module")
+def reader(run):
+    return Embedder(run)
+
+
 @pytest.fixture
 def fresh(rng):
     """A slide the run never saw."""
@@ -58,8 +62,8 @@ def emptied(slide, rows):
     return dataclasses.replace(slide, counts=sparse.csr_array(counts), spots=spots)
 
 
-def test_shapes_and_readouts_of_a_new_slide(run, fresh):
-    found = embed(run, fresh)
+def test_shapes_and_readouts_of_a_new_slide(run, reader, fresh):
+    found = reader.embed(fresh)
     n, d = fresh.n_spots, run.config.model.dim
     assert [getattr(found, x).shape for x in LETTERS] == [(n, d)] * 4 + [(n, 2 * d)] * 2
     assert set(found.readouts) == set(keys.USES)
@@ -68,8 +72,8 @@ def test_shapes_and_readouts_of_a_new_slide(run, fresh):
     np.testing.assert_allclose(found.readouts["gene"].mean(axis=0), 0, atol=1e-5)
 
 
-def test_an_embedding_does_not_depend_on_other_slides_or_on_row_order(run, fresh):
-    first = embed(run, fresh)
+def test_an_embedding_does_not_depend_on_other_slides_or_on_row_order(reader, fresh):
+    first = reader.embed(fresh)
     order = np.random.default_rng(3).permutation(fresh.n_spots)
     place = np.argsort(order)
     niche = fresh.niches["lattice"]
@@ -87,16 +91,19 @@ def test_an_embedding_does_not_depend_on_other_slides_or_on_row_order(run, fresh
             )
         },
     )
-    second = embed(run, shuffled)
+    second = reader.embed(shuffled)
     for letter in LETTERS:
         np.testing.assert_allclose(
             getattr(second, letter), getattr(first, letter)[order], atol=1e-5
         )
 
 
-def test_one_modality_is_enough(run, fresh):
-    counts_only, image_only = embed(run, without_image(fresh)), embed(run, without_counts(fresh))
-    both = embed(run, fresh)
+def test_one_modality_is_enough(reader, fresh):
+    counts_only, image_only = (
+        reader.embed(without_image(fresh)),
+        reader.embed(without_counts(fresh)),
+    )
+    both = reader.embed(fresh)
     assert not counts_only.has_image.any()
     assert not image_only.has_counts.any()
     assert set(counts_only.readouts) == set(keys.USES) - {"image"}
@@ -109,73 +116,73 @@ def test_one_modality_is_enough(run, fresh):
     assert image_only.h_niche.any(axis=1).all()
 
 
-def test_spots_without_counts_are_masked_and_counted(run, fresh):
+def test_spots_without_counts_are_masked_and_counted(run, reader, fresh):
     slide = emptied(fresh, [3, 10])
-    found = embed(run, slide)
+    found = reader.embed(slide)
     assert not found.readouts["gene"][[3, 10]].any()
     assert found.has_counts.sum() == slide.n_spots - 2
     assert all(np.isfinite(v).all() for v in found.readouts.values())
     assert store.notes(to_anndata(run, slide, found))["n_masked"] == 2
 
 
-def test_a_slide_of_empty_spots_alone_still_has_its_image(run, fresh):
+def test_a_slide_of_empty_spots_alone_still_has_its_image(run, reader, fresh):
     slide = emptied(fresh, slice(None))
-    adata = to_anndata(run, slide, embed(run, slide))
+    adata = to_anndata(run, slide, reader.embed(slide))
     assert keys.embedding("gene") not in adata.obsm
     assert np.isfinite(adata.obsm[keys.EMBEDDING]).all()
     assert store.notes(adata)["use"] == "image"
 
 
-def test_neither_image_nor_counts(run, fresh):
+def test_neither_image_nor_counts(reader, fresh):
     with pytest.raises(SlideError, match="nothing that the model can read"):
-        embed(run, without_image(without_counts(fresh)))
+        reader.embed(without_image(without_counts(fresh)))
 
 
 def test_a_model_without_images_ignores_them_and_says_so(slides, fresh):
-    blind = toy_run.toy_run([without_image(s) for s in slides])
-    found = embed(blind, fresh)
+    reader = Embedder(toy_run.toy_run([without_image(s) for s in slides]))
+    found = reader.embed(fresh)
     assert "image" not in found.readouts
     assert any("trained without images" in text for text in found.warnings)
     with pytest.raises(SlideError, match="the image is ignored"):
-        embed(blind, without_counts(fresh))
+        reader.embed(without_counts(fresh))
 
 
-def test_missing_genes_count_as_average_and_are_reported(run, fresh):
+def test_missing_genes_count_as_average_and_are_reported(run, reader, fresh):
     kept = np.flatnonzero(~np.isin(fresh.genes.symbols, run.panel.genes[:15]))
     genes = dataclasses.replace(
         fresh.genes, symbols=fresh.genes.symbols[kept], ensembl=fresh.genes.ensembl[kept]
     )
     slide = dataclasses.replace(fresh, counts=fresh.counts[:, kept], genes=genes)
-    found = embed(run, slide)
+    found = reader.embed(slide)
     assert found.panel_measured == 0.25
     assert any("25% of the model's 20 genes" in text for text in found.warnings)
     assert store.notes(to_anndata(run, slide, found))["panel_measured"] == 0.25
 
 
-def test_what_does_not_fit_is_named(run, rng, fresh):
+def test_what_does_not_fit_is_named(run, reader, rng, fresh):
     with pytest.raises(CorpusError, match="--niche lattice"):
-        embed(run, dataclasses.replace(fresh, niches={}))
+        reader.embed(dataclasses.replace(fresh, niches={}))
     with pytest.raises(ModelError, match=r"16 and 24 px\n.*20 and 24 px"):
-        embed(run, toy_prepared(rng, patch=20))
+        reader.embed(toy_prepared(rng, patch=20))
     unfinished = dataclasses.replace(run, provenance={"finished": False})
     with pytest.raises(ModelError, match="--resume"):
-        embed(unfinished, fresh)
+        Embedder(unfinished)
     use = dataclasses.replace(run.preprocess.frozen["niche_image"], fingerprint="f" * 12)
     other = dataclasses.replace(run.preprocess, frozen={"niche_image": use})
     with pytest.raises(ModelError, match="fingerprint ffff"):
-        embed(dataclasses.replace(run, preprocess=other), fresh)
+        Embedder(dataclasses.replace(run, preprocess=other))
     mouse = dataclasses.replace(
         fresh.genes, symbols=np.char.capitalize(np.char.lower(fresh.genes.symbols)),
         ensembl=np.full(len(fresh.genes), ""),
     )  # fmt: skip
     with pytest.raises(ModelError, match="mouse"):
-        embed(run, dataclasses.replace(fresh, genes=mouse))
+        reader.embed(dataclasses.replace(fresh, genes=mouse))
 
 
-def test_a_saved_run_embeds_bit_for_bit_and_has_the_same_hash(run, fresh, tmp_path):
+def test_a_saved_run_embeds_bit_for_bit_and_has_the_same_hash(run, reader, fresh, tmp_path):
     loaded = load_run(toy_run.save(run, tmp_path / "run"))
     assert run_hash(loaded) == run_hash(run)
-    first, second = embed(run, fresh), embed(loaded, fresh)
+    first, second = reader.embed(fresh), Embedder(loaded).embed(fresh)
     for letter in LETTERS:
         np.testing.assert_array_equal(getattr(first, letter), getattr(second, letter))
     next(loaded.model.parameters()).data += 1e-3
@@ -188,11 +195,11 @@ def test_training_slides_include_those_of_the_run_it_started_from(run):
     assert training_slides(later) == {"a": "p0", "b": "p1", "z": "p7"}
 
 
-def test_anndata_survives_h5ad(run, fresh, tmp_path):
+def test_anndata_survives_h5ad(run, reader, fresh, tmp_path):
     mixed = pd.Series(["x", None, 3, np.nan] * fresh.n_spots)[: fresh.n_spots]
     spots = fresh.spots.assign(mixed=mixed, stalign_domain="old", **{"cell/type": "c"})
     slide = dataclasses.replace(fresh, spots=spots)
-    adata = to_anndata(run, slide, embed(run, slide))
+    adata = to_anndata(run, slide, reader.embed(slide))
     store.write_h5ad(adata, tmp_path / "out.h5ad")
     back = anndata.read_h5ad(tmp_path / "out.h5ad")
     assert back.obsm[keys.EMBEDDING].shape == (slide.n_spots, 4)
@@ -214,18 +221,18 @@ def test_anndata_survives_h5ad(run, fresh, tmp_path):
 
 
 @pytest.mark.parametrize("strip", [without_counts, without_image])
-def test_anndata_of_one_modality(run, fresh, tmp_path, strip):
+def test_anndata_of_one_modality(run, reader, fresh, tmp_path, strip):
     slide = strip(fresh)
-    adata = to_anndata(run, slide, embed(run, slide))
+    adata = to_anndata(run, slide, reader.embed(slide))
     store.write_h5ad(adata, tmp_path / "out.h5ad")
     back = anndata.read_h5ad(tmp_path / "out.h5ad")
     assert back.shape == (fresh.n_spots, 0 if slide.counts is None else 30)
     assert (keys.SPATIAL in back.uns) == slide.has_image
 
 
-def test_our_file_is_a_slide_again(run, fresh, tmp_path):
+def test_our_file_is_a_slide_again(run, reader, fresh, tmp_path):
     # Patches as wide as the niche's box in pixels: the stitched picture loses nothing.
-    adata = to_anndata(run, fresh, embed(run, fresh))
+    adata = to_anndata(run, fresh, reader.embed(fresh))
     path = store.write_h5ad(adata, tmp_path / "new.h5ad")
     slide = read_one(path, ReadOptions())
     assert slide.id == "new"
@@ -236,20 +243,51 @@ def test_our_file_is_a_slide_again(run, fresh, tmp_path):
     np.testing.assert_array_equal(
         again.niches["lattice"].neighbors[:, 0], fresh.niches["lattice"].neighbors[:, 0]
     )
-    second = embed(run, again)
-    np.testing.assert_allclose(second.t, embed(run, fresh).t, atol=1e-5)
+    second = reader.embed(again)
+    np.testing.assert_allclose(second.t, reader.embed(fresh).t, atol=1e-5)
 
 
-def test_embedding_leaves_the_slide_as_it_is(run, fresh):
+def test_columns_that_h5ad_would_take_for_folders(run, reader, fresh, tmp_path):
+    added = {"dir/a": 1, "a/b/c": 2, "dir_a": 3, "dir_a_2": 4, "a_b/c": 5}
+    slide = dataclasses.replace(fresh, spots=fresh.spots.assign(**added))
+    adata = to_anndata(run, slide, reader.embed(slide))
+    back = anndata.read_h5ad(store.write_h5ad(adata, tmp_path / "out.h5ad"))
+    expected = {"dir_a": 3, "dir_a_2": 4, "dir_a_3": 1, "a_b_c": 2, "a_b_c_2": 5}
+    assert {name: back.obs[name].iloc[0] for name in expected} == expected
+
+
+def test_the_source_is_named_without_its_folders(run, reader, fresh):
+    slide = dataclasses.replace(fresh, source="/home/someone/secret study/new.h5ad")
+    notes = store.notes(to_anndata(run, slide, reader.embed(slide)))
+    assert notes["source"] == "new.h5ad"
+    assert "someone" not in json.dumps(notes)
+
+
+@pytest.mark.parametrize(("there", "device"), [(True, "cuda"), (False, "cpu")])
+def test_the_model_runs_on_the_gpu_where_there_is_one(run, monkeypatch, there, device):
+    moved = []
+    monkeypatch.setattr("torch.cuda.is_available", lambda: there)
+    monkeypatch.setattr(type(run.model), "to", lambda _, place: moved.append(place))
+    Embedder(run)
+    assert moved == [device]
+
+
+def test_features_at_hand_are_not_computed_again(reader, fresh, monkeypatch):
+    features, expected = reader.image_features(fresh), reader.embed(fresh)
+    monkeypatch.setattr("st_align.infer.slide_features", None)
+    np.testing.assert_array_equal(reader.embed(fresh, features=features).e, expected.e)
+
+
+def test_embedding_leaves_the_slide_as_it_is(run, reader, fresh):
     before = fresh.spots.copy()
-    to_anndata(run, fresh, embed(run, fresh))
+    to_anndata(run, fresh, reader.embed(fresh))
     pd.testing.assert_frame_equal(fresh.spots, before)
 
 
 def test_an_embedder_serves_several_slides(run, slides, fresh):
     reader = Embedder(run)
-    np.testing.assert_array_equal(reader.embed(slides[0]).r, embed(run, slides[0]).r)
-    np.testing.assert_array_equal(reader.embed(fresh).r, embed(run, fresh).r)
+    for slide in (slides[0], fresh, slides[0]):
+        np.testing.assert_array_equal(reader.embed(slide).r, Embedder(run).embed(slide).r)
 
 
 def test_mosaic_puts_each_niche_where_it_lies():
@@ -290,13 +328,11 @@ def test_files_that_are_none(tmp_path):
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     adata = anndata.AnnData(np.zeros((2, 1), np.float32))
     with pytest.raises(OutputError, match="cannot write"):
-        store.write_h5ad(adata, tmp_path / "none" / "a.h5ad")
-    with pytest.raises(OutputError, match="cannot write"):
         store.write_h5ad(adata, tmp_path)
-    path = store.write_h5ad(adata, tmp_path / "a.h5ad")
+    path = store.write_h5ad(adata, tmp_path / "new" / "a.h5ad")
     before = path.read_bytes()
     adata.uns["bad"] = object()
     with pytest.raises(Exception, match="bad"):
         store.write_h5ad(adata, path)
     assert path.read_bytes() == before
-    assert [p.name for p in tmp_path.iterdir()] == ["a.h5ad"]
+    assert [p.name for p in path.parent.iterdir()] == ["a.h5ad"]

@@ -160,7 +160,7 @@ def test_statistics_of_a_larger_slide_are_taken_over_all_of_it(rng):
     features = toy_features(rng, 300)
     features.tokens[:, :, 0] += np.linspace(0, 20, 300, dtype=np.float16)[:, None]
     features.tokens[:, :, 1] = 5  # never varies
-    tokens, _ = FrozenRows(features, standardise=True).read(np.arange(300))
+    tokens, _ = FrozenRows(features, scored=np.arange(300)).read(np.arange(300))
     channels = tokens.reshape(-1, SHAPE.dim)
     np.testing.assert_allclose(channels.mean(axis=0), 0, atol=1e-4)
     np.testing.assert_allclose(channels.std(axis=0), [1, 0, 1, 1, 1], atol=1e-4)

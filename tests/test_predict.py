@@ -66,19 +66,24 @@ def run(slides):
 
 
 @pytest.fixture(scope="module")
+def reader(run):
+    return Embedder(run)
+
+
+@pytest.fixture(scope="module")
 def head(run, slides):
     return fit_head(run, slides[:3], [*GENES, "GENE5"])
 
 
-def test_it_beats_the_mean_on_a_new_slide(run, slides, head):
-    result = score(predict(head, run, slides[3]), slides[3], head)
+def test_it_beats_the_mean_on_a_new_slide(reader, slides, head):
+    result = score(predict(head, reader, slides[3]), slides[3], head)
     assert result["mse"] < 0.8 * result["mse_mean_predictor"]
     assert all(result["genes"][g]["pcc"] > 0.5 for g in ("GENE0", "GENE29", "GENE5"))
     assert head.cv_error < 0.8
     json.dumps(result)
 
 
-def test_counts_cannot_reach_a_prediction(run, slides, head, rng):
+def test_counts_cannot_reach_a_prediction(reader, slides, head, rng):
     slide = slides[3]
     order = rng.permutation(slide.n_spots)
     shuffled = dataclasses.replace(
@@ -86,22 +91,22 @@ def test_counts_cannot_reach_a_prediction(run, slides, head, rng):
         counts=slide.counts[order],
         spots=slide.spots.assign(total_umi=slide.total_umi[order]),
     )
-    expected = predict(head, run, slide)
+    expected = predict(head, reader, slide)
     for other in (shuffled, without_counts(slide)):
-        np.testing.assert_array_equal(predict(head, run, other), expected)
+        np.testing.assert_array_equal(predict(head, reader, other), expected)
 
 
-def test_nothing_that_reads_counts_is_called(run, slides, head, monkeypatch):
+def test_nothing_that_reads_counts_is_called(reader, slides, head, monkeypatch):
     def forbidden(*_args, **_options):
         raise AssertionError("counts were read")
 
     monkeypatch.setattr("st_align.infer.panel_expression", forbidden)
     monkeypatch.setattr("st_align.predict._expression", forbidden)
-    assert len(predict(head, run, slides[3])) == slides[3].n_spots
+    assert len(predict(head, reader, slides[3])) == slides[3].n_spots
 
 
-def test_a_prediction_is_never_below_zero(run, slides, head):
-    predicted = predict(head, run, slides[3])
+def test_a_prediction_is_never_below_zero(reader, slides, head):
+    predicted = predict(head, reader, slides[3])
     assert list(predicted.columns) == [*GENES, "GENE5"]
     assert predicted.index.tolist() == slides[3].spots["barcode"].tolist()
     assert (predicted.to_numpy() >= 0).all()
@@ -114,8 +119,8 @@ def test_the_mean_of_a_gene_is_that_of_the_training_spots(slides, head):
     np.testing.assert_allclose(head.means, np.concatenate(values).mean(axis=0), rtol=1e-5)
 
 
-def test_features_are_standardised_by_the_slides_own_image(run, slides):
-    features = image_features(Embedder(run), slides[0])
+def test_features_are_standardised_by_the_slides_own_image(reader, slides):
+    features = image_features(reader, slides[0])
     assert features.shape == (slides[0].n_spots, 8 + 8 + 6 + N_STATISTICS)
     np.testing.assert_allclose(features.mean(axis=0), 0, atol=1e-4)
     widths = [8, 8, N_STATISTICS, 6]
@@ -123,13 +128,15 @@ def test_features_are_standardised_by_the_slides_own_image(run, slides):
     np.testing.assert_allclose(features.std(axis=0), spread, rtol=1e-3)
 
 
-def test_a_head_is_one_file(run, slides, head, tmp_path):
+def test_a_head_is_one_file(reader, slides, head, tmp_path):
     path = tmp_path / "head.safetensors"
     head.save(path)
     loaded = Head.load(path)
     for field in dataclasses.fields(Head):
         np.testing.assert_array_equal(getattr(loaded, field.name), getattr(head, field.name))
-    np.testing.assert_array_equal(predict(loaded, run, slides[3]), predict(head, run, slides[3]))
+    np.testing.assert_array_equal(
+        predict(loaded, reader, slides[3]), predict(head, reader, slides[3])
+    )
     before = path.read_bytes()
     head.save(path)
     assert path.read_bytes() == before
@@ -150,6 +157,28 @@ def test_a_file_that_is_no_head(tmp_path):
         Head.load(path)
 
 
+@pytest.mark.parametrize("version", [1, 3])
+def test_a_head_of_another_version_says_so(head, tmp_path, version):
+    from safetensors import safe_open
+    from safetensors.numpy import save_file
+
+    path = tmp_path / "head.safetensors"
+    head.save(path)
+    with safe_open(path, framework="numpy") as file:
+        facts = json.loads(file.metadata()["st-align-head"])
+    facts |= {"schema_version": version, "a new fact": 0}
+    save_file({"other": np.zeros(2)}, path, metadata={"st-align-head": json.dumps(facts)})
+    with pytest.raises(ModelError, match=rf"expected: schema version 2\n.*found: +{version}\n"):
+        Head.load(path)
+
+
+def test_a_head_whose_parts_disagree(head, tmp_path):
+    path = tmp_path / "head.safetensors"
+    dataclasses.replace(head, weights=head.weights[:, :2]).save(path)
+    with pytest.raises(ModelError, match=r"is no gene head(.|\n)*2 columns, 4 genes"):
+        Head.load(path)
+
+
 def test_a_truncated_head(head, tmp_path):
     path = tmp_path / "head.safetensors"
     head.save(path)
@@ -163,7 +192,7 @@ def test_a_head_of_another_model(run, slides, head):
         run, panel=dataclasses.replace(run.panel, genes=run.panel.genes[::-1])
     )
     with pytest.raises(ModelError, match="fitted on another model"):
-        predict(head, other, slides[3])
+        predict(head, Embedder(other), slides[3])
 
 
 def test_what_cannot_be_fitted(run, slides):
@@ -176,47 +205,83 @@ def test_what_cannot_be_fitted(run, slides):
             fit_head(run, useless, GENES)
 
 
-def test_what_cannot_be_predicted(run, slides, head, rng):
+def test_what_cannot_be_predicted(reader, slides, head, rng):
     with pytest.raises(SlideError, match=r"no image(.|\n)*--image"):
-        predict(head, run, without_image(slides[3]))
+        predict(head, reader, without_image(slides[3]))
     with pytest.raises(SlideError, match="too few spots"):
-        predict(head, run, toy_prepared(rng, rows=1, cols=1))
+        predict(head, reader, toy_prepared(rng, rows=1, cols=1))
     with pytest.raises(SlideError, match="no counts to score"):
-        score(predict(head, run, slides[3]), without_counts(slides[3]), head)
+        score(predict(head, reader, slides[3]), without_counts(slides[3]), head)
 
 
 def renamed(slide, gene):
-    """The slide as if it had never measured `gene`."""
+    """The slide with another symbol for `gene`."""
     symbols = np.where(slide.genes.symbols == gene, "OTHER", slide.genes.symbols)
     return dataclasses.replace(slide, genes=dataclasses.replace(slide.genes, symbols=symbols))
 
 
-def test_a_gene_that_some_slides_did_not_measure(run, slides):
-    partly = [renamed(slides[0], "GENE0"), *slides[1:3]]
+def unknown(slide, gene):
+    """The slide without the Ensembl id of `gene`."""
+    ensembl = np.where(slide.genes.symbols == gene, "", slide.genes.ensembl)
+    return dataclasses.replace(slide, genes=dataclasses.replace(slide.genes, ensembl=ensembl))
+
+
+def test_a_renamed_gene_is_found_by_its_ensembl_id(run, reader, slides, head):
+    assert head.panel.ensembl[0] == "ENSG00000000000"
+    other = renamed(slides[3], "GENE0")
+    assert score(predict(head, reader, other), other, head) == score(
+        predict(head, reader, slides[3]), slides[3], head
+    )
+    nameless = unknown(slides[0], "GENE29")
+    fitted = fit_head(run, [nameless, renamed(slides[1], "GENE0"), slides[2]], head.panel.genes)
+    np.testing.assert_array_equal(fitted.weights, head.weights)
+
+
+def test_counts_that_share_no_gene_with_the_head_have_no_score(reader, slides, head):
+    genes = slides[3].genes
+    foreign = dataclasses.replace(
+        genes, symbols=np.char.lower(genes.symbols), ensembl=np.full(len(genes), "")
+    )
+    slide = dataclasses.replace(slides[3], genes=foreign)
+    result = score(predict(head, reader, slide), slide, head)
+    assert result["genes"] == {}
+    assert result["mse"] is result["mse_mean_predictor"] is result["pcc"] is None
+
+
+def test_features_at_hand_bring_no_counts_in(reader, slides, head):
+    features = reader.image_features(slides[3])
+    features["spot_gene"] = features["niche_gene"] = features["niche_image"]
+    np.testing.assert_array_equal(
+        predict(head, reader, slides[3], features=features), predict(head, reader, slides[3])
+    )
+
+
+def test_a_gene_that_some_slides_did_not_measure(run, reader, slides):
+    partly = [renamed(unknown(slides[0], "GENE0"), "GENE0"), *slides[1:3]]
     head = fit_head(run, partly, GENES)
     values, _ = log_normalise(slides[1].counts[:, [0]], slides[1].total_umi)
     more, _ = log_normalise(slides[2].counts[:, [0]], slides[2].total_umi)
     both = np.concatenate([values.toarray(), more.toarray()])
     assert head.means[0] == pytest.approx(both.mean(), rel=1e-5)
-    lacking = renamed(slides[3], "GENE0")
-    result = score(predict(head, run, lacking), lacking, head)
+    lacking = renamed(unknown(slides[3], "GENE0"), "GENE0")
+    result = score(predict(head, reader, lacking), lacking, head)
     assert result["absent"] == ["GENE0"]
     assert set(result["genes"]) == {"GENE29", "GENE3"}
-    full = score(predict(head, run, slides[3]), slides[3], head)
+    full = score(predict(head, reader, slides[3]), slides[3], head)
     assert full["genes"]["GENE0"]["pcc"] > 0.4
 
 
-def test_a_gene_that_never_varies_has_no_correlation(run, slides):
+def test_a_gene_that_never_varies_has_no_correlation(run, reader, slides):
     silent = slides[3].counts.toarray()
     silent[:, 0] = 0
     slide = dataclasses.replace(slides[3], counts=sparse.csr_array(silent))
     head = fit_head(run, slides[:2], GENES)
-    result = score(predict(head, run, slide), slide, head)
+    result = score(predict(head, reader, slide), slide, head)
     assert result["genes"]["GENE0"]["pcc"] is None
     assert np.isfinite(result["pcc"])
 
 
-def test_a_slide_of_empty_spots_is_passed_over(run, slides):
+def test_a_slide_of_empty_spots_is_passed_over(run, reader, slides):
     nothing = sparse.csr_array(slides[1].counts.shape, dtype=np.int32)
     empty = dataclasses.replace(
         slides[1], counts=nothing, spots=slides[1].spots.assign(total_umi=0.0)
@@ -224,7 +289,7 @@ def test_a_slide_of_empty_spots_is_passed_over(run, slides):
     head = fit_head(run, [slides[0], empty], GENES)
     np.testing.assert_array_equal(head.weights, fit_head(run, slides[:1], GENES).weights)
     with pytest.raises(SlideError, match="no spot of slide"):
-        score(predict(head, run, empty), empty, head)
+        score(predict(head, reader, empty), empty, head)
 
 
 def test_folds_are_patients_else_slides_else_strips(slides):

@@ -16,7 +16,7 @@ from PIL import Image
 import toy_run
 from st_align import figures, keys, store
 from st_align.errors import ConfigError, ModelError, OutputError, SlideError
-from st_align.infer import embed, to_anndata
+from st_align.infer import Embedder, to_anndata
 from st_align.predict import fit_head, predict, score
 from st_align.report import build_report
 from st_align.report.tables import facts, score_tables, text
@@ -63,13 +63,15 @@ def run(slides):
 def adata(run, slides, rng):
     """An embedded slide with domains, labels and eight predicted genes."""
     slide = toy_prepared(rng, id="new", patient="p9")
-    found = to_anndata(run, slide, embed(run, slide))
+    found = to_anndata(run, slide, Embedder(run).embed(slide))
     head = fit_head(run, slides, [f"GENE{i}" for i in range(8)])
-    found.obsm[keys.PREDICTED] = predict(head, run, slide)
+    found.obsm[keys.PREDICTED] = predict(head, Embedder(run), slide)
     found.obs[keys.DOMAIN] = pd.Categorical(np.where(slide.spots["domain"] == "left", "1", "0"))
     domains = {"method": "gmm", "use": "gene", "n_domains": 2, "label_key": "domain"}
     domains |= {"ari": {"mean": 0.9123, "std": 0.011, "runs": [0.9, 0.92]}, "nmi": 0.8}
-    store.note(found, domains=domains, genes=score(predict(head, run, slide), slide, head))
+    store.note(
+        found, domains=domains, genes=score(predict(head, Embedder(run), slide), slide, head)
+    )
     return found
 
 
@@ -199,7 +201,46 @@ def test_what_cannot_be_reported(file, folder, tmp_path):
         build_report(out, files=[nowhere])
     assert not out.exists()
     with pytest.raises(OutputError, match="cannot write"):
-        build_report(tmp_path / "none" / "r.html", files=[file])
+        build_report(file / "r.html", files=[file])
+    assert build_report(tmp_path / "new" / "r.html", files=[file]).is_file()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "a word",
+        {"lib": "a word"},
+        {"lib": {"images": "a word", "scalefactors": "another"}},
+        {"lib": {"images": {"hires": "picture.png"}, "scalefactors": {"tissue_hires_scalef": 1}}},
+        {"lib": {"images": {"hires": np.zeros((4, 4, 3), np.uint8)}}},
+    ],
+)
+def test_a_foreign_picture_is_none(adata, tmp_path, value):
+    adata.uns[keys.SPATIAL] = value
+    page = page_of(tmp_path, files=[store.write_h5ad(adata, tmp_path / "a.h5ad")])
+    assert len(page.images()) == 2 + 2 * 6
+
+
+def test_notes_of_another_tool_and_damaged_ones(adata, tmp_path):
+    path, out = tmp_path / "a.h5ad", tmp_path / "r.html"
+    adata.uns[keys.UNS]["domains_json"] = '["edited"]'
+    assert "by a Gaussian" not in page_of(tmp_path, files=[store.write_h5ad(adata, path)]).text
+    adata.uns[keys.UNS]["domains_json"] = "{edited"
+    with pytest.raises(SlideError, match=r"(?s)a\.h5ad.*domains_json.*JSON"):
+        build_report(out, files=[store.write_h5ad(adata, path)])
+    adata.uns[keys.UNS] = "a word"
+    assert "Slide a" in page_of(tmp_path, files=[store.write_h5ad(adata, path)]).text
+    with pytest.raises(SlideError, match=r"(?s)uns\['stalign'\].*str"):
+        store.note(adata, slide="b")
+    assert adata.uns[keys.UNS] == "a word"
+
+
+@pytest.mark.parametrize("xy", [np.full((2, 2), np.nan), np.ones((2, 1)), np.ones((0, 2))])
+def test_coordinates_that_are_none(tmp_path, xy):
+    bare = anndata.AnnData(obs=pd.DataFrame(index=[f"s{i}" for i in range(len(xy))]))
+    bare.obsm[keys.SPATIAL] = xy
+    with pytest.raises(SlideError, match=r"(?s)bare\.h5ad.*no coordinates"):
+        build_report(tmp_path / "r.html", files=[store.write_h5ad(bare, tmp_path / "bare.h5ad")])
 
 
 def test_an_unfinished_run_says_so(run, tmp_path):

@@ -40,6 +40,8 @@ READOUT, METRICS, TRAINER = "readout.safetensors", "metrics.jsonl", "trainer"
 MOMENTS = "optimizer.safetensors"
 _STATE = "step-"
 _KEPT_STATES = 2
+_TELLING = (MODEL, CONFIG, PREPROCESS, PROVENANCE, SPLITS, READOUT)
+"""Files that lie in a run folder and hardly anywhere else."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +139,11 @@ def save_readouts(folder: Path, readouts: Readouts) -> None:
     """Write the axes of every use."""
     axes = {str(use): torch.from_numpy(values.copy()) for use, values in readouts.axes.items()}
     write_tensors(folder / READOUT, axes)
+
+
+def is_run(path: Path) -> bool:
+    """Whether a folder holds a run, sound or not."""
+    return any((path / name).is_file() for name in _TELLING)
 
 
 def load_run(name: str | Path) -> Run:

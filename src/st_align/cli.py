@@ -26,8 +26,22 @@ genes_app = typer.Typer(
 )
 app.add_typer(genes_app, name="genes")
 
-Json = Annotated[Path | None, typer.Option("--json", help="Write the result to this JSON file.")]
-Seed = Annotated[int, typer.Option(help="Seed of everything drawn by chance.")]
+
+def _writable(path: Path | None) -> Path | None:
+    """Whether a file can be written there is found before the work, not after."""
+    if path is not None:
+        from st_align.files import require_writable
+
+        require_writable(path)
+    return path
+
+
+Json = Annotated[
+    Path | None,
+    typer.Option("--json", callback=_writable, help="Write the result to this JSON file."),
+]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of everything drawn by chance.")]
+H5ad = Annotated[Path, typer.Option("--out", callback=_writable, help="The .h5ad to write.")]
 Model = Annotated[str, typer.Option("--model", help="A run folder, or a shipped checkpoint.")]
 SlideArg = Annotated[
     str, typer.Argument(metavar="SLIDE", help="A path that holds one slide, or PATH::ID.")
@@ -57,11 +71,8 @@ def _fail(error: Exception) -> int:
     if isinstance(error, StAlignError):
         print(f"error: {error}", file=sys.stderr)
         return 2
-    if isinstance(error, OSError) and error.errno in _ENVIRONMENT:
-        print(
-            f"error: {_ENVIRONMENT[error.errno]}: {error.filename or error.strerror}",
-            file=sys.stderr,
-        )
+    if isinstance(error, OSError) and (error.filename is not None or error.errno in _DISK):
+        print(f"error: {error.strerror}: {error.filename or 'the output'}", file=sys.stderr)
         return 2
     print(f"failed: {type(error).__name__}: {error}", file=sys.stderr)
     print(
@@ -71,18 +82,12 @@ def _fail(error: Exception) -> int:
     return 1
 
 
-_ENVIRONMENT = {
-    errno.ENOSPC: "no space left on the disk",
-    errno.EDQUOT: "the disk quota is used up",
-    errno.EACCES: "permission denied",
-    errno.EPERM: "permission denied",
-    errno.EROFS: "the file system is read-only",
-    errno.ENOENT: "no such file or folder",
-}
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""Errors that a write raises without the name of its file."""
 
 
-def _emit(result: dict[str, Any], json_path: Path | None) -> None:
-    if json_path is not None:
+def _emit(result: dict[str, Any] | None, json_path: Path | None) -> None:
+    if result is not None and json_path is not None:
         import json
 
         from st_align.files import replace_file
@@ -195,7 +200,7 @@ def features(
     encoder: Annotated[str, typer.Option(help="Name of a frozen encoder; see `doctor`.")],
     weights: Annotated[Path | None, typer.Option(help="Its weights file or folder.")] = None,
     view: Annotated[str, typer.Option(help="spot or niche.")] = "niche",
-    niche: Annotated[str, typer.Option(help="Niche spec of the niche view.")] = "lattice",
+    niche: Annotated[str, typer.Option(help="Of the niche view: lattice, k3, k<N>.")] = "lattice",
     json: Json = None,
 ) -> None:
     """Run a frozen encoder once over a corpus and cache what it gives."""
@@ -216,7 +221,9 @@ def train(
     init: Annotated[str | None, typer.Option(help="Go on from this model.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1)] = None,
     batch: Annotated[int | None, typer.Option(min=2, help="Global batch size.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of everything drawn by chance.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Seed of everything drawn by chance.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished run.")] = False,
     json: Json = None,
 ) -> None:
@@ -235,7 +242,7 @@ def train(
 def embed(
     slide: SlideArg,
     model: Model,
-    out: Annotated[Path, typer.Option(help="The .h5ad to write.")],
+    out: H5ad,
     format: Format = "auto",
     image: Image = None,
     no_image: NoImage = False,
@@ -255,7 +262,7 @@ def domains(
     n_domains: Annotated[str, typer.Option(help="How many, or auto.")] = "auto",
     use: Annotated[str | None, typer.Option(help="image, gene, spot, niche or spot+niche.")] = None,
     label_key: Annotated[str | None, typer.Option(help="obs column to score against.")] = None,
-    method: Annotated[str, typer.Option(help="Clusterer; gmm is the default.")] = "gmm",
+    method: Annotated[str, typer.Option(help="gmm, kmeans or consensus.")] = "gmm",
     refine: Annotated[bool, typer.Option(help="Smooth over the lattice.")] = False,
     runs: Annotated[int, typer.Option(min=1, help="Times the clusterer is seeded anew.")] = 5,
     out: Annotated[Path | None, typer.Option(help="Write here; default: into FILE.")] = None,
@@ -276,7 +283,9 @@ def domains(
 def genes_fit(
     corpus: Annotated[Path, typer.Argument(metavar="CORPUS")],
     model: Model,
-    out: Annotated[Path, typer.Option(help="The head to write (.safetensors).")],
+    out: Annotated[
+        Path, typer.Option(callback=_writable, help="The head to write (.safetensors).")
+    ],
     genes: Annotated[str | None, typer.Option(help="Comma-separated symbols.")] = None,
     top_hvg: Annotated[int | None, typer.Option(min=1, help="The N most variable.")] = None,
     slides: Annotated[list[str] | None, typer.Option(help="Narrow; may repeat.")] = None,
@@ -298,7 +307,7 @@ def genes_predict(
     slide: SlideArg,
     model: Model,
     head: Annotated[Path, typer.Option(help="Written by `genes fit`.")],
-    out: Annotated[Path, typer.Option(help="The .h5ad to write.")],
+    out: H5ad,
     format: Format = "auto",
     image: Image = None,
     json: Json = None,
@@ -330,7 +339,9 @@ def simulate(
 @app.command()
 def report(
     path: Annotated[Path, typer.Argument(metavar="RUN|FILE.h5ad")],
-    out: Annotated[Path, typer.Option(help="The .html to write.")] = Path("report.html"),
+    out: Annotated[Path, typer.Option(callback=_writable, help="The .html to write.")] = Path(
+        "report.html"
+    ),
     json: Json = None,
 ) -> None:
     """One HTML page that opens offline."""

@@ -108,12 +108,20 @@ def preset(name: str) -> Config:
 
 
 def read_toml(path: Path, base: Config) -> Config:
-    """`base` with the keys of a TOML file put over it."""
+    """`base` with the keys of a TOML file put over it; the preset is not one of them, because
+    `base` was made from one already.
+    """
     text = require_file(path, "the config", ConfigError).read_bytes()
     try:
         values = tomllib.loads(text.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML", found=str(error)) from error
+    if "preset" in values:
+        raise ConfigError(
+            f"{path}: a preset is chosen on the command line",
+            found=f"preset = {values['preset']!r}",
+            fix=f"take the key out and use --preset {values['preset']}",
+        )
     return override(base, values, str(path))
 
 
@@ -184,7 +192,7 @@ def _validate(config: Config) -> None:
         (min(loss.spot, loss.niche, loss.cross) >= 0, "loss weights >= 0"),
         (loss.spot + loss.niche + loss.cross > 0, "one loss weight above 0"),
         (0.01 <= loss.temperature <= 1, "loss.temperature in [0.01, 1]"),
-        (optim.batch >= 2, "optim.batch >= 2"),
+        (optim.batch >= 2 and optim.seed >= 0, "optim.batch >= 2, optim.seed >= 0"),
         (optim.epochs is None or optim.epochs >= 1, "optim.epochs >= 1"),
         (optim.spot_budget >= 1 and optim.lr > 0, "optim.spot_budget >= 1, optim.lr > 0"),
         (0 <= optim.warmup < 1 and optim.clip > 0, "optim.warmup in [0, 1), optim.clip > 0"),

@@ -16,7 +16,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from scipy import sparse
 
+from st_align import keys
 from st_align.errors import CorpusError, nearest
 from st_align.expression import Genes, Panel, PanelExpression, panel_columns, panel_expression
 from st_align.slide import Niche, PreparedSlide
@@ -40,6 +41,17 @@ SPOTS = "spots.parquet"
 GENES = "genes.parquet"
 COUNTS = ("counts/data.npy", "counts/indices.npy", "counts/indptr.npy")
 SPOT_PATCHES = "spot_patches.npy"
+_MANIFEST = {"spot_px": int, "niche_px": int, "slides": dict}
+_RECORD = {"request": str, "slide": dict}
+_ENTRY = {
+    **dict.fromkeys(
+        ("technology", "source", "patient", "patient_origin", "tissue", "species"), str
+    ),
+    **{"um_per_px": float | int | None, "n_spots": int, "n_genes": int},
+    **{"niches": list, "warnings": list, "sha256": dict},
+}
+"""Keys of a manifest, of a slide's record, and of the slide's entry in both."""
+_ANEW = "prepare the slides again into a new folder"
 
 
 class Corpus:
@@ -58,8 +70,8 @@ class Corpus:
         if not manifest["slides"]:
             raise CorpusError(
                 f"the corpus {path} holds no slides yet",
-                found="a preparation that was interrupted",
-                fix="run the same st-align prepare again",
+                found=f"an interrupted preparation, or every slide in {QUARANTINE}",
+                fix="mend the sources, then run the same st-align prepare again",
             )
         return cls(path, manifest)
 
@@ -103,8 +115,9 @@ class Corpus:
     def slide(self, slide_id: str) -> PreparedSlide:
         """One slide, its arrays memory-mapped and read-only; a damaged column is a CorpusError."""
         entry = self.entry(slide_id)
-        columns = entry["sha256"]
+        columns, n, n_genes = entry["sha256"], entry["n_spots"], entry["n_genes"]
         has_counts, has_image = GENES in columns, SPOT_PATCHES in columns
+        side = self.manifest["spot_px"]
         return PreparedSlide(
             id=slide_id,
             technology=entry["technology"],
@@ -114,11 +127,13 @@ class Corpus:
             tissue=entry["tissue"],
             species=entry["species"],
             um_per_px=entry["um_per_px"],
-            spots=self._table(slide_id, SPOTS),
-            genes=self._slide_genes(slide_id, columns[GENES]) if has_counts else None,
-            counts=self._counts(slide_id, entry["n_genes"]) if has_counts else None,
-            spot_patches=self._array(slide_id, SPOT_PATCHES) if has_image else None,
-            niches={spec: self._niche(slide_id, spec, has_image) for spec in entry["niches"]},
+            spots=self._table(slide_id, SPOTS, n, ("barcode", "x", "y", keys.TOTAL_UMI)),
+            genes=self._slide_genes(slide_id, columns[GENES], n_genes) if has_counts else None,
+            counts=self._counts(slide_id, n, n_genes) if has_counts else None,
+            spot_patches=self._array(slide_id, SPOT_PATCHES, "u", (n, side, side, 3))
+            if has_image
+            else None,
+            niches={spec: self._niche(slide_id, spec, n, has_image) for spec in entry["niches"]},
             warnings=tuple(entry["warnings"]),
         )
 
@@ -159,50 +174,73 @@ class Corpus:
             elif sha256(path) != expected:
                 yield f"slides/{slide_id}/{name} is damaged: its checksum differs"
 
-    def _niche(self, slide_id: str, spec: str, has_image: bool) -> Niche:
-        where = f"niches/{spec}"
+    def _niche(self, slide_id: str, spec: str, n: int, has_image: bool) -> Niche:
+        where, side = f"niches/{spec}", self.manifest["niche_px"]
+        name, patches = f"{where}/neighbors.npy", None
+        neighbors = self._array(slide_id, name, "i", (n, None))
+        if not ((neighbors >= -1) & (neighbors < n)).all():
+            self._damaged(slide_id, name, f"rows outside -1 to {n - 1}")
+        if has_image:
+            patches = self._array(slide_id, f"{where}/patches.npy", "u", (n, side, side, 3))
         return Niche(
-            neighbors=self._array(slide_id, f"{where}/neighbors.npy"),
-            boxes=self._array(slide_id, f"{where}/boxes.npy"),
-            patches=self._array(slide_id, f"{where}/patches.npy") if has_image else None,
+            neighbors=neighbors,
+            boxes=self._array(slide_id, f"{where}/boxes.npy", "f", (n, 4)),
+            patches=patches,
         )
 
-    def _counts(self, slide_id: str, n_genes: int) -> sparse.csr_array:
-        data, indices, indptr = (self._array(slide_id, name) for name in COUNTS)
-        shape = (len(indptr) - 1, n_genes)
-        matrix = sparse.csr_array((data, indices, indptr), shape=shape, copy=False)
+    def _counts(self, slide_id: str, n: int, n_genes: int) -> sparse.csr_array:
+        data_name, indices_name, indptr_name = COUNTS
+        data = self._array(slide_id, data_name, "i", (None,))
+        indices = self._array(slide_id, indices_name, "i", (len(data),))
+        indptr = self._array(slide_id, indptr_name, "i", (n + 1,))
+        if indptr[0] != 0 or indptr[-1] != len(data) or (np.diff(indptr) < 0).any():
+            self._damaged(slide_id, indptr_name, f"no row ends of {len(data)} entries")
+        matrix = sparse.csr_array((data, indices, indptr), shape=(n, n_genes), copy=False)
         # Written in canonical form; saying so spares a look at every entry.
         matrix.has_canonical_format = matrix.has_sorted_indices = True
         return matrix
 
-    def _slide_genes(self, slide_id: str, checksum: str) -> Genes:
+    def _slide_genes(self, slide_id: str, checksum: str, n_genes: int) -> Genes:
         """Slides of one annotation share one `Genes`: 36,000 names are 3 MB."""
         if checksum not in self._genes:
-            table = self._table(slide_id, GENES)
+            table = self._table(slide_id, GENES, n_genes, ("symbol", "ensembl"))
             self._genes[checksum] = Genes(
                 symbols=table["symbol"].to_numpy(np.str_),
                 ensembl=table["ensembl"].to_numpy(np.str_),
             )
         return self._genes[checksum]
 
-    def _array(self, slide_id: str, name: str) -> NDArray[Any]:
+    def _array(
+        self, slide_id: str, name: str, kind: str, shape: tuple[int | None, ...]
+    ) -> NDArray[Any]:
+        """A column of this NumPy kind and shape; None stands for any length."""
         try:
-            return map_array(self.folder(slide_id) / name)
+            values = map_array(self.folder(slide_id) / name)
         except (OSError, ValueError) as error:
             self._damaged(slide_id, name, error)
+        fits = values.ndim == len(shape) and all(
+            wanted in (None, length) for wanted, length in zip(shape, values.shape, strict=True)
+        )
+        if values.dtype.kind != kind or not fits:
+            self._damaged(slide_id, name, f"{values.dtype} {values.shape}, not {kind} {shape}")
+        return values
 
-    def _table(self, slide_id: str, name: str) -> pd.DataFrame:
+    def _table(self, slide_id: str, name: str, rows: int, columns: Sequence[str]) -> pd.DataFrame:
         try:
-            return pq.read_table(self.folder(slide_id) / name).to_pandas()
+            table = pq.read_table(self.folder(slide_id) / name).to_pandas()
         except (OSError, pa.ArrowException) as error:
             self._damaged(slide_id, name, error)
+        if len(table) != rows or not set(columns) <= set(table):
+            found = f"{len(table)} rows of {', '.join(map(str, table))}"
+            self._damaged(slide_id, name, f"{found}, not {rows} of {', '.join(columns)}")
+        return table
 
-    def _damaged(self, slide_id: str, name: str, error: Exception) -> NoReturn:
+    def _damaged(self, slide_id: str, name: str, why: Exception | str) -> NoReturn:
         raise CorpusError(
             f"slide {slide_id!r} has a damaged column: {self.folder(slide_id) / name}",
-            found=str(error),
+            found=str(why),
             fix=f"delete the folder slides/{slide_id} and run st-align prepare again",
-        ) from error
+        ) from (why if isinstance(why, Exception) else None)
 
 
 def map_array(path: Path) -> NDArray[Any]:
@@ -235,7 +273,7 @@ def is_corpus(path: Path) -> bool:
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of a corpus of this schema version, else CorpusError."""
+    """The sound manifest of a corpus of this schema version, else CorpusError."""
     if not is_corpus(path):
         found = "a file" if path.is_file() else "a folder without it"
         raise CorpusError(
@@ -244,18 +282,30 @@ def read_manifest(path: Path) -> dict[str, Any]:
             found=found if path.exists() else "nothing there",
             fix=f"run: st-align prepare SRC --out {path}",
         )
-    return require_schema(path / MANIFEST, read_json(path / MANIFEST))
+    manifest = _of_schema(path / MANIFEST, _MANIFEST)
+    for slide_id, entry in manifest["slides"].items():
+        _require_keys(path / MANIFEST, f"slide {slide_id!r}: ", entry, _ENTRY)
+    return manifest
 
 
-def require_schema(path: Path, values: dict[str, Any]) -> dict[str, Any]:
-    """`values` of the JSON file `path` when they are of this schema version, else CorpusError."""
+def read_record(path: Path) -> dict[str, Any]:
+    """A slide's `slide.json` of this schema version, else CorpusError."""
+    record = _of_schema(path, _RECORD)
+    _require_keys(path, "slide: ", record["slide"], _ENTRY)
+    return record
+
+
+def _of_schema(path: Path, kinds: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a JSON file, with these keys, when it is of this schema version."""
+    values = read_json(path)
     if values.get("schema_version") != SCHEMA_VERSION:
         raise CorpusError(
             f"{path} is of another schema version",
             expected=str(SCHEMA_VERSION),
             found=str(values.get("schema_version")),
-            fix="prepare the slides again into a new folder",
+            fix=_ANEW,
         )
+    _require_keys(path, "", values, kinds)
     return values
 
 
@@ -268,6 +318,19 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise CorpusError(f"{path} is damaged", expected="a JSON object")
     return values
+
+
+def _require_keys(path: Path, where: str, values: Any, kinds: Mapping[str, Any]) -> None:
+    """Refuse the JSON file `path` unless `values` at `where` holds these keys of these types."""
+    found = values if isinstance(values, dict) else {}
+    wrong = [k for k, kind in kinds.items() if k not in found or not isinstance(found[k], kind)]
+    if wrong:
+        raise CorpusError(
+            f"{path} is damaged",
+            expected=f"{where}{', '.join(wrong)}",
+            found="missing, or of another type",
+            fix=_ANEW,
+        )
 
 
 def sha256(path: Path) -> str:

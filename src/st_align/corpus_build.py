@@ -7,21 +7,16 @@ the order of the work, the number of jobs or how often it was killed.
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import json
 import os
 import shutil
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass
 from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 from typing import Any
-
-import pandas as pd
 
 from st_align.corpus import (
     MANIFEST,
@@ -32,7 +27,7 @@ from st_align.corpus import (
     is_corpus,
     read_json,
     read_manifest,
-    require_schema,
+    read_record,
 )
 from st_align.corpus_files import (
     PART,
@@ -48,8 +43,12 @@ from st_align.corpus_files import (
 )
 from st_align.errors import CorpusError, OutputError, StAlignError
 from st_align.geometry import parse_niche_spec
-from st_align.io.refs import ReadOptions, SlideRef
+from st_align.io.refs import SlideRef, fingerprint
 from st_align.prepare import NICHE_PX, SPOT_PX, cut_niche, prepare_slide, slide_warnings
+
+_WITHHELD = (
+    "what an earlier preparation made of it is kept but not listed: it was asked for otherwise"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,9 +80,12 @@ def build_corpus(
     A slide that is complete and whose source and options did not change is skipped; a niche spec
     that it lacks is added to it. A slide that fails is named in `quarantine.json` with the reason,
     as are those of `absent` (id -> reason), and the rest go on. `jobs` processes work at once.
+    What an earlier call made of a slide that fails now is listed only if it was asked for in the
+    same way: it might hold another patient than the one now given.
 
     An `out` that cannot be written, or is something else, is an OutputError; other patch sizes,
-    another schema version and no slide left are a CorpusError.
+    another schema version, an id that another source has taken and no slide left are a
+    CorpusError.
     """
     for spec in niche_specs:
         parse_niche_spec(spec)
@@ -95,17 +97,38 @@ def build_corpus(
             tasks = _tasks(refs, out, tuple(niche_specs), spot_px=spot_px, niche_px=niche_px)
             failed = _work(tasks, jobs, progress)
             failed |= {i: reason for i, reason in (absent or {}).items() if i not in failed}
-            slides = {folder.name: read_json(folder / RECORD)["slide"] for folder in _finished(out)}
-            if not slides:
+            finished = {folder.name: read_record(folder / RECORD) for folder in _finished(out)}
+            if not finished:
                 _abandon(out, existed)
                 raise _none_left(failed)
-            manifest = _manifest(spot_px, niche_px, slides)
-            before = _quarantined(out)
             done = {ref.id for ref in refs} - set(failed)
-            kept = {i: reason for i, reason in before.items() if i not in done} | failed
-            write_json(out / QUARANTINE, kept)
-            write_json(out / MANIFEST, manifest)
+            slides = _list(out, finished, tasks, failed, done)
+            write_json(out / MANIFEST, _manifest(spot_px, niche_px, slides))
+            if not slides:
+                raise _none_left(failed)
     return Corpus.open(out)
+
+
+def _list(
+    out: Path,
+    finished: Mapping[str, dict[str, Any]],
+    tasks: Sequence[_Task],
+    failed: Mapping[str, str],
+    done: Set[str],
+) -> dict[str, Any]:
+    """Entries of the slides that the manifest may list; the others go to the quarantine.
+
+    One withheld stays so, whatever else is prepared, until it is prepared itself.
+    """
+    listed, before = read_manifest(out)["slides"], _quarantined(out)
+    asked = {task.ref.id: task.request for task in tasks}
+    withheld = (set(before) - set(listed) - done) & set(finished)
+    withheld |= {i for i in set(failed) & set(finished) if finished[i]["request"] != asked.get(i)}
+    reasons = {i: reason for i, reason in before.items() if i not in done} | {
+        i: f"{reason}; {_WITHHELD}" if i in withheld else reason for i, reason in failed.items()
+    }
+    write_json(out / QUARANTINE, reasons)
+    return {i: record["slide"] for i, record in finished.items() if i not in withheld}
 
 
 def _manifest(spot_px: int, niche_px: int, slides: dict[str, Any]) -> dict[str, Any]:
@@ -144,8 +167,10 @@ def _tasks(
     """What is left to do."""
     tasks = []
     for ref in refs:
-        folder, request = out / "slides" / ref.id, _request(ref)
-        record = _record(folder)
+        folder, request = out / "slides" / ref.id, fingerprint(ref)
+        record = read_record(folder / RECORD) if (folder / RECORD).is_file() else None
+        if record and record["slide"]["source"] != _source(ref):
+            raise _taken(out, ref, record["slide"])
         known = tuple(record["slide"]["niches"]) if record else ()
         if record and record["request"] == request:
             asked = tuple(sorted(set(specs) - set(known)))
@@ -227,7 +252,8 @@ def _prepare(task: _Task) -> str | None:
             reason = error.one_line()
         else:
             reason = f"{type(error).__name__}: {error}"
-        return reason.replace(str(task.ref.source), task.ref.source.name)
+        source = task.ref.source
+        return reason.replace(str(source), source.name) if source.is_absolute() else reason
     if task.record is None:
         _forget_expression(task)
         with new_folder(task.folder, _bytes(columns)) as part:
@@ -247,7 +273,7 @@ def _whole(task: _Task) -> tuple[dict[str, Any], Columns]:
     names = ("technology", "patient", "patient_origin", "tissue", "species", "um_per_px")
     entry = {name: getattr(slide, name) for name in names} | {
         "format": task.ref.format,
-        "source": task.ref.source.name,
+        "source": _source(task.ref),
         "n_spots": slide.n_spots,
         "n_genes": 0 if slide.genes is None else len(slide.genes),
         "niches": sorted(slide.niches),
@@ -291,12 +317,6 @@ def _finished(out: Path) -> list[Path]:
     return sorted(p.parent for p in folders if not p.parent.name.startswith("."))
 
 
-def _record(folder: Path) -> dict[str, Any] | None:
-    """What was written of a slide; None when there is nothing."""
-    path = folder / RECORD
-    return require_schema(path, read_json(path)) if path.is_file() else None
-
-
 def _quarantined(out: Path) -> dict[str, str]:
     path = out / QUARANTINE
     return read_json(path) if path.is_file() else {}
@@ -308,36 +328,20 @@ def _forget_expression(task: _Task) -> None:
         (panel / f"{task.ref.id}.npy").unlink(missing_ok=True)
 
 
-def _request(ref: SlideRef) -> str:
-    """12 hex digits of where a slide comes from and how it is read: files by name, size and time
-    of change, folders by name, tables by their rows for this slide.
+def _source(ref: SlideRef) -> str:
+    """What a corpus says of where a slide comes from: a name that holds on any machine, be it of
+    a link.
     """
-    text = json.dumps(_plain((ref.format, ref.source, ref.read), ref.id), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    return Path(os.path.abspath(ref.source)).name
 
 
-def _plain(value: Any, slide_id: str) -> Any:
-    """`value` as JSON can hold it, without the parts that belong to other slides."""
-
-    def plain(items: Iterable[Any]) -> list[Any]:
-        return [_plain(item, slide_id) for item in items]
-
-    if isinstance(value, Path):
-        status = value.stat() if value.is_file() else None
-        return [value.name, *((status.st_size, status.st_mtime_ns) if status else ())]
-    if isinstance(value, functools.partial):
-        return plain((value.func, value.args, value.keywords))
-    if isinstance(value, ReadOptions):
-        value = replace(value, patients=None, obs=None, meta=None)  # their rows come beside them
-    if is_dataclass(value):
-        return plain(getattr(value, field.name) for field in fields(value))
-    if isinstance(value, Mapping):
-        return plain([value[slide_id]] if slide_id in value else value.items())
-    if isinstance(value, list | tuple):
-        return plain(value)
-    if isinstance(value, pd.DataFrame):
-        return (value[value["slide"] == slide_id] if "slide" in value else value).to_csv()
-    return value.__qualname__ if callable(value) else str(value)
+def _taken(out: Path, ref: SlideRef, entry: Mapping[str, Any]) -> CorpusError:
+    return CorpusError(
+        f"the corpus {out} has a slide {ref.id!r} from another source",
+        expected=f"{entry['source']} ({entry['format']})",
+        found=f"{ref.source} ({ref.format})",
+        fix=f"rename one of the two, or delete {out / 'slides' / ref.id} to replace the slide",
+    )
 
 
 def _abandon(out: Path, existed: bool) -> None:

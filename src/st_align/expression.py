@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 TARGET_SUM = 1e4
 SPIKE_IN = "ERCC-"
 _SCORED_NICHES = 1024
+_FOREIGN_SHARE = 0.05
+"""Below this share of the panel, gene names written as another species' refuse the slide."""
 _ENSEMBL = re.compile(r"^(ENS[A-Z]*G\d+)(\.\d+)?(_PAR_Y)?$")
 
 
@@ -185,7 +187,8 @@ def panel_expression(slide: PreparedSlide, panel: Panel) -> PanelExpression:
     slide read from a corpus's cache agree bit for bit. A slide without counts gives zeros with
     nothing measured and nothing valid.
 
-    Counts with none of the panel's genes are a ModelError.
+    Counts with none of the panel's genes are a ModelError, and so are those with next to none
+    whose gene names are those of another species: a few symbols coincide by chance.
     """
     n_spots, n_genes = slide.n_spots, len(panel)
     values = np.zeros((n_spots, n_genes), np.float32)
@@ -194,8 +197,8 @@ def panel_expression(slide: PreparedSlide, panel: Panel) -> PanelExpression:
         return PanelExpression(values=values, measured=nothing[0], valid=nothing[1])
     columns = panel_columns(slide.genes, panel)
     measured = columns >= 0
-    if not measured.any():
-        raise _no_shared_genes(slide.id, slide.genes, panel)
+    if measured.mean() < _FOREIGN_SHARE:
+        _require_own_species(slide.id, slide.genes, panel, int(measured.sum()))
     expression, valid = log_normalise(slide.counts[:, columns[measured]], slide.total_umi)
     dense = expression.toarray()
     if valid.any():
@@ -211,9 +214,11 @@ def choose_panel(slides: Sequence[PreparedSlide], n: int) -> Panel:
     A gene's score on a slide is the variance of its niche mean (log1p CP10k averaged over a spot
     and its neighbours, eq. 2): what a gene owes to the place and not to the few molecules caught
     in one spot, and what a linear map of niches would keep. Scores are ranked within the slide,
-    so that differences between slides choose nothing, and averaged over the slides that measured
-    the gene; ties go by name. Spike-ins (`ERCC-`) are left out; mitochondrial and ribosomal genes
-    stay, because in tissue they follow structure. Fewer genes than `n`: all of them.
+    so that differences between slides choose nothing; a gene that a slide did not measure scores
+    0 there. Ranks are averaged over the slides of a patient, then over patients, so that many
+    slides of one donor do not outvote the others; ties go by name. Spike-ins (`ERCC-`) are left
+    out; mitochondrial and ribosomal genes stay, because in tissue they follow structure. Fewer
+    genes than `n`: all of them.
 
     No slide with counts, or no gene measured by half of them, is a CorpusError.
     """
@@ -224,10 +229,12 @@ def choose_panel(slides: Sequence[PreparedSlide], n: int) -> Panel:
         )
     universe = _universe([genes for _, genes in counted])
     score, seen = np.zeros(len(universe)), np.zeros(len(universe), np.int64)
+    slides_of = Counter(slide.patient for slide, _ in counted)
     for slide, genes in counted:
         columns = panel_columns(genes, universe)
         at = np.flatnonzero(columns >= 0)
-        score[at] += pd.Series(_niche_variance(slide)[columns[at]]).rank(pct=True).to_numpy()
+        ranks = pd.Series(_niche_variance(slide)[columns[at]]).rank(pct=True).to_numpy()
+        score[at] += ranks / slides_of[slide.patient]
         seen[at] += 1
     eligible = np.flatnonzero(2 * seen >= len(counted))
     if not len(eligible):
@@ -236,8 +243,8 @@ def choose_panel(slides: Sequence[PreparedSlide], n: int) -> Panel:
             found=f"{len(counted)} slides with {len(universe)} genes in all",
             fix="train on slides of one species with gene names of one kind",
         )
-    mean = np.round(score[eligible] / seen[eligible], 12)
-    chosen = eligible[np.argsort(-mean, kind="stable")[:n]]
+    # Rounded, so that sums in another order do not break ties differently.
+    chosen = eligible[np.argsort(-np.round(score[eligible], 12), kind="stable")[:n]]
     return Panel(
         genes=tuple(universe.genes[i] for i in chosen),
         ensembl=tuple(universe.ensembl[i] for i in chosen),
@@ -248,7 +255,7 @@ def _niche_variance(slide: PreparedSlide) -> NDArray[np.float64]:
     """[G] variance of the niche mean of log1p CP10k, over at most 1,024 niches spread evenly."""
     expression, valid = log_normalise(slide.counts, slide.total_umi)
     spec = "lattice" if "lattice" in slide.niches else min(slide.niches)
-    members = slide.niches[spec].neighbors[:: -(-slide.n_spots // _SCORED_NICHES)]
+    members = slide.niches[spec].neighbors[slide.spread(_SCORED_NICHES)]
     present = (members >= 0) & valid[members]
     present, members = present[present.any(axis=1)], members[present.any(axis=1)]
     of, position = np.nonzero(present)
@@ -300,20 +307,29 @@ def _parse_panel(path: Path, error: type[StAlignError]) -> Panel:
     return Panel(genes=tuple(genes), ensembl=tuple(row[1] if row[1:] else "" for row in rows))
 
 
-def _no_shared_genes(slide_id: str, genes: Genes, panel: Panel) -> ModelError:
-    def share(names: Iterable[str]) -> float:
-        return float(np.mean([bool(re.match(r"[A-Z][a-z]", name)) for name in names]))
+def _require_own_species(slide_id: str, genes: Genes, panel: Panel, shared: int) -> None:
+    """Refuse a slide that shares no gene with the panel, or few and names genes as mouse does
+    (Gapdh) where the panel names them as human does (GAPDH), or the reverse.
+    """
 
-    hint = None
-    if share(genes.symbols.tolist()) > 0.5 > share(panel.genes):
-        hint = "the slide's gene names look like mouse; the model was trained on human genes"
-    elif share(genes.symbols.tolist()) < 0.5 < share(panel.genes):
-        hint = "the model's gene names look like mouse; the slide's do not"
-    return ModelError(
-        f"slide {slide_id!r} has none of the {len(panel)} genes of the model's panel",
+    def mostly_title_case(names: Sequence[str]) -> bool:
+        return sum(bool(re.match(r"[A-Z][a-z]", name)) for name in names) > len(names) / 2
+
+    symbols = genes.symbols.tolist()
+    looks = mostly_title_case(symbols)
+    foreign = looks != mostly_title_case(panel.genes)
+    if shared and not foreign:
+        return
+    slide_s, model_s = ("mouse", "human") if looks else ("human", "mouse")
+    fix = (
+        f"the slide's gene names look like {slide_s}, the model's like {model_s}: rename the "
+        f"slide's genes to their {model_s} orthologues, or use a model trained on {slide_s}"
+    )
+    raise ModelError(
+        f"slide {slide_id!r} has {shared or 'none'} of the {len(panel)} genes of the model's panel",
         expected=f"gene symbols such as {', '.join(panel.genes[:3])}",
-        found=f"{len(genes)} genes such as {', '.join(genes.symbols[:3].tolist())}",
-        fix=hint or "give gene symbols, or Ensembl ids of the same species",
+        found=f"{len(genes)} genes such as {', '.join(symbols[:3])}",
+        fix=fix if foreign else "give gene symbols, or Ensembl ids of the same species",
     )
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,18 +91,47 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Write beside `path`, then rename: a reader sees the old file or the new one."""
-    part = path.with_name(f".{path.name}.part")
+    """`content` in place of what `path` holds, whole or not at all."""
+    with replacing(path) as part:
+        part.write_bytes(content)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A place to write beside `path`, renamed to it when the block ends well: a reader sees the
+    old file or the new one. Missing folders are made; an OSError becomes an OutputError.
+    """
+    part = _part(path)
     try:
-        with part.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield part
+        with part.open("rb") as written:
+            os.fsync(written.fileno())
         part.replace(path)
         sync_folder(path.parent)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise unwritable(path, error) from error
+    finally:
+        with suppress(OSError):
+            part.unlink()
+
+
+def require_writable(path: Path) -> None:
+    """OutputError where a file cannot be written; touches nothing. For the start of long work."""
+    try:
+        if path.is_dir():
+            raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+        with suppress(FileNotFoundError):
+            os.lstat(_part(path))  # what cannot be a path at all raises
+        folder = next(parent for parent in path.absolute().parents if parent.is_dir())
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
+def _part(path: Path) -> Path:
+    return path.parent / f".{path.name}.part"
 
 
 def sync_folder(folder: Path) -> None:

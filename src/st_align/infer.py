@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import NDArray
 
 from st_align import __version__, keys, store
@@ -58,9 +60,12 @@ class SlideEmbeddings(SlideVectors):
 
 
 class Embedder:
-    """A run made ready for several slides: its frozen encoders are loaded once.
+    """A run made ready for several slides: its frozen encoders are loaded once, its model is
+    moved to the GPU where there is one.
 
-    With a `corpus`, slides are its slides: frozen features and expression come from its caches.
+    With a `corpus`, slides are its slides: frozen features and expression come from its caches,
+    which are filled. `progress` shows a bar for each long step. A run that has not ended, or
+    other encoder weights than it was trained with, are a ModelError.
     """
 
     def __init__(self, run: Run, *, corpus: Corpus | None = None, progress: bool = False) -> None:
@@ -73,19 +78,35 @@ class Embedder:
         self.encoders = frozen_encoders(run.config)
         for role, encoder in self.encoders.items():
             _require_same_encoder(run, role, encoder)
+        run.model.to("cuda" if torch.cuda.is_available() else "cpu")
 
     def embed(
         self, slide: PreparedSlide, *, features: Mapping[Role, Features | None] | None = None
     ) -> SlideEmbeddings:
-        """Embeddings of all spots of a slide that fits the run; see the function `embed`.
+        """Embeddings of all spots of a slide, in the order of its rows.
 
-        `features` are those of `self.features(slide)`, where they are at hand.
+        Works with image and counts or with either of them; spots without counts keep a row,
+        which is 0 where counts are all there is to read.
+
+        Args:
+            slide: prepared with the run's niche and patch sizes.
+            features: what the slide's `image_features` are, where they are at hand.
+
+        Raises:
+            ModelError: the slide does not fit the run (patch sizes, no gene of the panel).
+            CorpusError: the slide was not prepared with the run's niche.
+            SlideError: the slide has nothing that the run can read.
+
         """
         run = self.run
         slide, ignored = _fitting(run, slide)
         expression = self._expression(slide)
-        features = self.features(slide) if features is None else features
-        inputs = slide_inputs(slide, run.config, expression=expression, features=features)
+        seen = self.image_features(slide) if features is None else features
+        frozen = {
+            role: seen[role] if MODALITY[role] == "image" else self._frozen(slide, role, encoder)
+            for role, encoder in self.encoders.items()
+        }
+        inputs = slide_inputs(slide, run.config, expression=expression, features=frozen)
         data = SpotData([inputs], n_genes=len(run.panel), frozen=run.preprocess.shapes)
         vectors = embed_spots(run.model, data, np.arange(slide.n_spots), progress=self.progress)
         readouts = {
@@ -101,9 +122,13 @@ class Embedder:
             warnings=(*slide.warnings, *ignored, *_panel_warnings(run, expression)),
         )
 
-    def features(self, slide: PreparedSlide) -> dict[Role, Features | None]:
-        """What the run's frozen encoders see in a slide; None where the modality is absent."""
-        return {role: self._frozen(slide, role, encoder) for role, encoder in self.encoders.items()}
+    def image_features(self, slide: PreparedSlide) -> dict[Role, Features | None]:
+        """What the run's frozen encoders see in a slide's image; None where it has none."""
+        return {
+            role: self._frozen(slide, role, encoder)
+            for role, encoder in self.encoders.items()
+            if MODALITY[role] == "image"
+        }
 
     def _frozen(self, slide: PreparedSlide, role: Role, encoder: FrozenEncoder) -> Features | None:
         present = slide.has_image if MODALITY[role] == "image" else slide.counts is not None
@@ -120,30 +145,6 @@ class Embedder:
         if self.corpus is not None:
             return self.corpus.expression(slide.id, self.run.panel)
         return panel_expression(slide, self.run.panel)
-
-
-def embed(
-    run: Run, slide: PreparedSlide, *, corpus: Corpus | None = None, progress: bool = False
-) -> SlideEmbeddings:
-    """Embeddings of all spots of a slide, in the order of its rows.
-
-    Works with image and counts or with either of them; spots without counts keep a row, which
-    is 0 where counts are all there is to read.
-
-    Args:
-        run: a finished run.
-        slide: prepared with the run's niche and patch sizes.
-        corpus: where `slide` comes from, if it does: its caches are used and filled.
-        progress: show a bar for each long step.
-
-    Raises:
-        ModelError: the run is unfinished, or the slide does not fit it (patch sizes, no gene of
-            the panel, other encoder weights).
-        CorpusError: the slide was not prepared with the run's niche.
-        SlideError: the slide has nothing that the run can read.
-
-    """
-    return Embedder(run, corpus=corpus, progress=progress).embed(slide)
 
 
 def run_hash(run: Run) -> str:
@@ -206,11 +207,12 @@ def to_anndata(
 
 
 def _notes(run: Run, slide: PreparedSlide, embeddings: SlideEmbeddings, use: Use) -> dict[str, Any]:
-    facts = ("technology", "patient", "patient_origin", "tissue", "species", "source", "um_per_px")
+    facts = ("technology", "patient", "patient_origin", "tissue", "species", "um_per_px")
     provenance = {k: v for k, v in run.provenance.items() if k not in ("slides", "held_out")}
     return {
         "version": __version__,
         "slide": slide.id,
+        "source": Path(slide.source).name,
         **{name: getattr(slide, name) for name in facts},
         "model": run.path.resolve().name,
         "model_hash": run_hash(run),
@@ -219,7 +221,7 @@ def _notes(run: Run, slide: PreparedSlide, embeddings: SlideEmbeddings, use: Use
         "niche": run.config.data.niche,
         "panel_size": len(run.panel),
         "panel_measured": round(embeddings.panel_measured, 4),
-        "n_masked": 0 if slide.counts is None else int((~embeddings.has_counts).sum()),
+        "n_masked": 0 if slide.counts is None else int((~(slide.total_umi > 0)).sum()),
         "trained_on": training_slides(run),
         "warnings": list(embeddings.warnings),
         "provenance": provenance,
@@ -245,12 +247,28 @@ def _obs(slide: PreparedSlide) -> pd.DataFrame:
     obs = slide.spots[kept].set_axis(barcodes, axis=0)
     if slide.patient_origin in ("table", "study") and not set(keys.PATIENT_COLUMNS) & set(obs):
         obs = obs.assign(patient=slide.patient)
-    obs.columns = pd.Index([str(c).replace("/", "_") for c in obs], dtype=object)
+    obs.columns = pd.Index(_h5ad_names([str(c) for c in obs]), dtype=object)
     for name in obs:
         if obs[name].dtype == object:
             known = obs[name].notna()
             obs[name] = pd.Categorical(obs[name].astype(str).where(known))
     return obs
+
+
+def _h5ad_names(columns: Sequence[str]) -> list[str]:
+    """Names without '/', which h5ad takes for a folder; of equal ones all but the first are
+    numbered, and a column that needs no new name keeps its own.
+    """
+    names, taken = list(columns), set()
+    for i in sorted(range(len(names)), key=lambda i: "/" in names[i]):
+        name = plain = names[i].replace("/", "_")
+        number = 1
+        while name in taken:
+            number += 1
+            name = f"{plain}_{number}"
+        names[i] = name
+        taken.add(name)
+    return names
 
 
 def _var(slide: PreparedSlide) -> pd.DataFrame:

@@ -101,12 +101,14 @@ class FrozenRows:
     Image features are standardised within the slide, channel by channel, with the mean and the
     standard deviation of the slide's own tokens and of its own pooled vectors: a new donor's
     stain shifts them all, and the slide's own image is enough to undo it. No counts are read.
-    The statistics are taken once, over at most 1,024 spots spread evenly over the slide.
     """
 
-    def __init__(self, features: Features, *, standardise: bool) -> None:
+    def __init__(self, features: Features, *, scored: NDArray[np.intp] | None) -> None:
+        """`scored` are the rows that mean and standard deviation are taken of, once; None leaves
+        features as they are.
+        """
         self.arrays = [features.tokens, features.pooled]
-        self.scaling = [_mean_and_sd(a) for a in self.arrays] if standardise else None
+        self.scaling = None if scored is None else [_mean_and_sd(a, scored) for a in self.arrays]
 
     def read(self, rows: NDArray[np.intp]) -> tuple[NDArray[Any], ...]:
         """float32 [M, T, D] and [M, D]."""
@@ -160,8 +162,11 @@ def slide_inputs(
         "spot_gene": SpotGenes(expression.values) if expression else None,
         "niche_gene": _niche_genes(expression, neighbors, config) if expression else None,
     }
+    scored = slide.spread(_STATISTICS_ROWS)
     frozen: dict[Role, RowSource | None] = {
-        role: FrozenRows(found, standardise=MODALITY[role] == "image") if found else None
+        role: FrozenRows(found, scored=scored if MODALITY[role] == "image" else None)
+        if found
+        else None
         for role, found in features.items()
     }
     n = slide.n_spots
@@ -312,10 +317,11 @@ def _niche_genes(
     return NicheGenes(expression.values, expression.valid, members)
 
 
-def _mean_and_sd(values: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _mean_and_sd(
+    values: NDArray[Any], rows: NDArray[np.intp]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """[D] each, over all axes but the last; a channel that never varies gets sd 1."""
-    n, width = len(values), values.shape[-1]
-    rows = np.unique(np.linspace(0, n - 1, min(n, _STATISTICS_ROWS)).astype(np.intp))
+    width = values.shape[-1]
     centre = values[rows[0]].reshape(-1, width)[0].astype(np.float32)
     total, square, count = np.zeros(width), np.zeros(width), 0
     for block in np.array_split(rows, -(-len(rows) // _STATISTICS_BLOCK)):

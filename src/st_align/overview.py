@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from st_align.checkpoint import Run, load_run
+from st_align.checkpoint import Run, is_run, load_run
 from st_align.corpus import Corpus, is_corpus
+from st_align.infer import without_counts
 from st_align.io import ReadOptions
-from st_align.io.detect import read_one
-from st_align.slide import Slide
+from st_align.io.detect import read_one, split_spec
+from st_align.slide import PreparedSlide, Slide
+from st_align.sources import corpus_slide
 
 
-def overview(path: str, *, verify: bool, no_image: bool) -> dict[str, Any]:
-    """Look at whatever lies at `path`; what is neither corpus, run nor slide is an error."""
-    place = Path(path)
-    if is_corpus(place):
-        corpus = Corpus.open(place)
-        return corpus_overview(corpus, verify=verify)
-    if (place / "config.json").is_file():
-        return _run_overview(load_run(place))
-    return _slide_overview(read_one(path, ReadOptions(no_image=no_image)))
+def overview(spec: str, *, verify: bool, no_image: bool) -> dict[str, Any]:
+    """Look at whatever `spec` names; what is neither corpus, run nor slide is an error."""
+    path, id = split_spec(spec)
+    options = ReadOptions(no_image=no_image)
+    if is_corpus(path):
+        corpus = Corpus.open(path)
+        if id is None:
+            return corpus_overview(corpus, verify=verify)
+        result = _prepared_overview(corpus_slide(corpus, id, options))
+        if verify:
+            alone = Corpus(path, {**corpus.manifest, "slides": {id: corpus.entry(id)}})
+            result["damaged"] = alone.verify()
+        return result
+    if is_run(path):
+        return _run_overview(load_run(path))
+    return _slide_overview(read_one(spec, options))
 
 
 def corpus_overview(corpus: Corpus, *, verify: bool = False) -> dict[str, Any]:
@@ -71,6 +79,25 @@ def _run_overview(run: Run) -> dict[str, Any]:
 
 
 def _slide_overview(slide: Slide) -> dict[str, Any]:
+    return {
+        **_slide_facts(slide),
+        "image": None if slide.image is None else list(slide.image.shape),
+        "obs": list(slide.obs.columns),
+    }
+
+
+def _prepared_overview(slide: PreparedSlide) -> dict[str, Any]:
+    patches = slide.spot_patches
+    return {
+        **_slide_facts(slide),
+        "um_per_px": slide.um_per_px,
+        "spot_px": None if patches is None else patches.shape[1],
+        "niches": sorted(slide.niches),
+        "obs": [name for name in slide.spots if name not in without_counts(slide).spots],
+    }
+
+
+def _slide_facts(slide: Slide | PreparedSlide) -> dict[str, Any]:
     result: dict[str, Any] = {
         "kind": "slide",
         "id": slide.id,
@@ -79,12 +106,11 @@ def _slide_overview(slide: Slide) -> dict[str, Any]:
         "n_genes": None if slide.genes is None else len(slide.genes),
         "patient": slide.patient,
         "patient_origin": slide.patient_origin,
-        "image": None if slide.image is None else list(slide.image.shape),
-        "obs": list(slide.obs.columns),
         "warnings": list(slide.warnings),
     }
-    if slide.total_umi is not None:
-        result["median_umi"] = float(np.median(slide.total_umi))
+    umi = slide.total_umi
+    if umi is not None and not np.isnan(umi).any():
+        result["median_umi"] = float(np.median(umi))
     return result
 
 

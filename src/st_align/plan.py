@@ -96,12 +96,6 @@ def plan_training(
         frozen=preprocess.shapes,
         pin=fabric.device.type == "cuda",
     )
-    model = build_model(config, len(panel), preprocess.shapes)
-    if init is None:
-        roles: tuple[Role, Role] = ("spot_gene", "niche_gene")
-        model.initialise(*(_gene_values(data, role, len(panel)) for role in roles))
-    else:
-        model.load_state_dict(init.model.state_dict())
     provenance = {
         **_origin(corpus, slides, config, splits, panel, init),
         "encoders": encoder_facts(frozen_roles(config.model), encoders),
@@ -115,7 +109,7 @@ def plan_training(
         preprocess=preprocess,
         provenance=provenance,
         data=data,
-        model=model,
+        model=_first_model(config, data, len(panel), preprocess, init),
         length=length,
     )
 
@@ -269,6 +263,19 @@ def _require_fit(init: Run, config: Config, preprocess: Preprocess) -> None:
             found="; ".join(changed),
             fix="use the preset or config that the model was trained with",
         )
+
+
+def _first_model(
+    config: Config, data: SpotData, n_genes: int, preprocess: Preprocess, init: Run | None
+) -> STAlign:
+    """The weights of `init`, else new ones whose gene encoders begin as the linear baseline."""
+    model = build_model(config, n_genes, preprocess.shapes)
+    if init is None:
+        roles: tuple[Role, Role] = ("spot_gene", "niche_gene")
+        model.initialise(*(_gene_values(data, role, n_genes) for role in roles))
+    else:
+        model.load_state_dict(init.model.state_dict())
+    return model
 
 
 def _gene_values(data: SpotData, role: Role, n_genes: int) -> NDArray[np.float32]:

@@ -23,10 +23,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from st_align.batch import Role
 from st_align.checkpoint import Run
 from st_align.colour import colour_statistics
 from st_align.errors import ConfigError, ModelError, SlideError, nearest, require_file
-from st_align.expression import choose_panel, log_normalise
+from st_align.expression import Panel, choose_panel, log_normalise, panel_columns
+from st_align.features import Features
 from st_align.geometry import ring_mean
 from st_align.infer import Embedder, run_hash, without_counts
 from st_align.ridge import Moments, choose_alpha, moments, solve, total
@@ -40,14 +42,15 @@ RINGS = (0, 1, 2)
 _BLOCKS = 5
 _MAX_FOLDS = 5
 _META = "st-align-head"
-_SCHEMA = 1
+_SCHEMA = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Head:
     """A fitted map from image features to expression; it belongs to one run."""
 
-    genes: tuple[str, ...]
+    panel: Panel
+    """The g genes, found on a slide as those of a model are: by symbol, else by Ensembl id."""
     weights: NDArray[np.float32]
     """[D, g]"""
     means: NDArray[np.float32]
@@ -71,33 +74,43 @@ class Head:
 
         from st_align.files import replace_file
 
-        facts = {k: v for k, v in vars(self).items() if k not in ("weights", "means")}
-        meta = json.dumps({"schema_version": _SCHEMA, **facts}, sort_keys=True)
+        facts = {k: v for k, v in vars(self).items() if k not in ("panel", "weights", "means")}
+        facts |= {"schema_version": _SCHEMA, **vars(self.panel)}
+        meta = json.dumps(facts, sort_keys=True)
         tensors = {"means": self.means, "weights": self.weights}
         replace_file(path, save(tensors, metadata={_META: meta}))
 
+    def require_run(self, run: Run) -> None:
+        """ModelError unless the head was fitted on this run."""
+        if self.model_hash != (found := run_hash(run)):
+            raise ModelError(
+                "the head was fitted on another model",
+                expected=f"model {self.model_hash}",
+                found=f"{run.path.name}, which is {found}",
+                fix="give the model it was fitted on, or fit again: st-align genes fit",
+            )
+
     @classmethod
     def load(cls, path: Path) -> Head:
-        """Read `save`'s file; missing, damaged or foreign: ModelError."""
+        """Read `save`'s file; missing, damaged, foreign or of another version: ModelError."""
         from safetensors import SafetensorError, safe_open
 
         require_file(path, "the gene head", ModelError)
         try:
             with safe_open(path, framework="numpy") as file:
                 facts = json.loads((file.metadata() or {})[_META])
-                version = facts.pop("schema_version")
-                facts["genes"] = tuple(facts["genes"])
-                head = cls(
-                    means=file.get_tensor("means"), weights=file.get_tensor("weights"), **facts
-                )
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+                _require_schema(path, facts.pop("schema_version"))
+                names = {key: tuple(facts.pop(key)) for key in ("genes", "ensembl")}
+                tensors = {key: file.get_tensor(key) for key in ("means", "weights")}
+                head = cls(panel=Panel(**names), **tensors, **facts)
+                if not head.weights.shape[1] == len(head.means) == len(head.panel):
+                    raise ValueError(f"{head.weights.shape[1]} columns, {len(head.panel)} genes")
+        except (SafetensorError, OSError, LookupError, ValueError, TypeError) as error:
             raise ModelError(
                 f"{path} is no gene head",
                 expected="a file written by: st-align genes fit",
                 found=str(error) or type(error).__name__,
             ) from error
-        if version != _SCHEMA or head.weights.shape[1] != len(head.genes):
-            raise ModelError(f"{path} is of another version", expected=f"version {_SCHEMA}")
         return head
 
 
@@ -131,13 +144,13 @@ def fit_head(
     from tqdm import tqdm
 
     usable = [s for s in slides if s.has_image and s.counts is not None and s.total_umi.any()]
-    genes = _known_genes(genes, usable, len(slides))
+    panel = _known_genes(genes, usable, len(slides))
     folds, kind = _folds(usable)
     reader = Embedder(run, corpus=corpus)
     parts: dict[int, dict[int, Moments]] = {rings: {} for rings in RINGS}
-    mean_sum, mean_n = np.zeros((2, len(genes)))
+    mean_sum, mean_n = np.zeros((2, len(panel)))
     for slide in tqdm(usable, desc="image features", disable=not progress):
-        target, measured, use = _expression(slide, genes)
+        target, measured, use = _expression(slide, panel)
         mean_sum[measured] += target[use][:, measured].sum(axis=0)
         mean_n[measured] += use.sum()
         target[:, measured] -= target[use][:, measured].mean(axis=0)
@@ -149,7 +162,7 @@ def fit_head(
     rings = min(choices, key=lambda r: choices[r].error)
     alpha, error = choices[rings]
     return Head(
-        genes=tuple(genes),
+        panel=panel,
         weights=solve(total(list(parts[rings].values())), alpha).astype(np.float32),
         means=(mean_sum / mean_n).astype(np.float32),
         rings=rings,
@@ -164,31 +177,26 @@ def fit_head(
 
 def predict(
     head: Head,
-    run: Run,
+    reader: Embedder,
     slide: PreparedSlide,
     *,
-    corpus: Corpus | None = None,
-    progress: bool = False,
+    features: Mapping[Role, Features | None] | None = None,
 ) -> pd.DataFrame:
     """Predicted log1p CP10k [N, g] by barcode, from the slide's image alone.
+
+    `features` are the reader's `image_features` of the slide, where they are at hand.
 
     Raises:
         ModelError: the head was fitted on another run, or the slide does not fit the run.
         SlideError: the slide has no image, or fewer than 2 spots.
 
     """
-    if head.model_hash != (found := run_hash(run)):
-        raise ModelError(
-            "the head was fitted on another model",
-            expected=f"model {head.model_hash}",
-            found=f"{run.path.name}, which is {found}",
-            fix="give the model it was fitted on, or fit again: st-align genes fit",
-        )
-    reader = Embedder(run, corpus=corpus, progress=progress)
-    features = dict(_ringed(reader, slide, (head.rings,)))[head.rings]
+    head.require_run(reader.run)
+    seen = dict(_ringed(reader, slide, (head.rings,), features))[head.rings]
     # Expression is not negative, so that cutting at 0 can only bring an answer nearer.
-    values = np.maximum(features @ head.weights + head.means, 0)
-    return pd.DataFrame(values, index=slide.spots["barcode"].astype(str), columns=list(head.genes))
+    values = np.maximum(seen @ head.weights + head.means, 0)
+    barcodes = slide.spots["barcode"].astype(str)
+    return pd.DataFrame(values, index=barcodes, columns=list(head.panel.genes))
 
 
 def score(predicted: pd.DataFrame, slide: PreparedSlide, head: Head) -> dict[str, Any]:
@@ -197,11 +205,11 @@ def score(predicted: pd.DataFrame, slide: PreparedSlide, head: Head) -> dict[str
     Per gene and as the mean over genes: `mse` in log1p CP10k, `mse_mean_predictor` of answering
     the training mean everywhere, `pcc` within the slide (None where either does not vary).
     Spots without counts are left out, genes that the slide did not measure are listed in
-    `absent`. A slide without counts is a SlideError.
+    `absent`; the means are None when all of them are. A slide without counts is a SlideError.
     """
     if slide.counts is None:
         raise SlideError(f"slide {slide.id!r} has no counts to score against")
-    target, measured, use = _expression(slide, predicted.columns)
+    target, measured, use = _expression(slide, head.panel)
     if not use.any():
         raise SlideError(f"no spot of slide {slide.id!r} has counts to score against")
     guesses = predicted.to_numpy(np.float64)
@@ -209,7 +217,7 @@ def score(predicted: pd.DataFrame, slide: PreparedSlide, head: Head) -> dict[str
     for j in np.flatnonzero(measured):
         true, guess = target[use, j], guesses[use, j]
         varies = len(true) > 1 and min(true.std(), guess.std()) > 0
-        genes[str(predicted.columns[j])] = {
+        genes[head.panel.genes[j]] = {
             "mse": float(np.mean((true - guess) ** 2)),
             "mse_mean_predictor": float(np.mean((true - head.means[j]) ** 2)),
             "pcc": float(np.corrcoef(true, guess)[0, 1]) if varies else None,
@@ -218,7 +226,7 @@ def score(predicted: pd.DataFrame, slide: PreparedSlide, head: Head) -> dict[str
         name: _mean([gene[name] for gene in genes.values()])
         for name in ("mse", "mse_mean_predictor", "pcc")
     }
-    absent = [str(g) for g in predicted.columns[~measured]]
+    absent = [head.panel.genes[j] for j in np.flatnonzero(~measured)]
     return {"genes": genes, **overall, "absent": absent, "n_spots": int(use.sum())}
 
 
@@ -227,7 +235,11 @@ def top_hvg(slides: Sequence[PreparedSlide], n: int) -> list[str]:
     return list(choose_panel(slides, n).genes)
 
 
-def image_features(reader: Embedder, slide: PreparedSlide) -> NDArray[np.float32]:
+def image_features(
+    reader: Embedder,
+    slide: PreparedSlide,
+    features: Mapping[Role, Features | None] | None = None,
+) -> NDArray[np.float32]:
     """[N, D] features standardised on the slide; its counts are dropped before it is read."""
     if not slide.has_image:
         raise SlideError(
@@ -240,7 +252,7 @@ def image_features(reader: Embedder, slide: PreparedSlide) -> NDArray[np.float32
             f"slide {slide.id!r} has too few spots", expected="2 or more", found=str(slide.n_spots)
         )
     slide = without_counts(slide)
-    features = reader.features(slide)
+    features = reader.image_features(slide) if features is None else features
     seen = reader.embed(slide, features=features)
     blocks = [seen.r, seen.e]
     if slide.spot_patches is not None:
@@ -249,6 +261,17 @@ def image_features(reader: Embedder, slide: PreparedSlide) -> NDArray[np.float32
     if frozen is not None:
         blocks.append(np.asarray(frozen.pooled, np.float32))
     return np.concatenate([_standardised(block) for block in blocks], axis=1)
+
+
+def _require_schema(path: Path, version: int) -> None:
+    """ModelError unless a head is of this version: others may hold anything."""
+    if version != _SCHEMA:
+        raise ModelError(
+            f"the gene head {path} was not written for this version of ST-Align",
+            expected=f"schema version {_SCHEMA}",
+            found=str(version),
+            fix="use the version that wrote it, or fit again: st-align genes fit",
+        )
 
 
 def _add(sums: dict[int, Moments], fold: int, part: Moments) -> None:
@@ -266,10 +289,13 @@ def _standardised(block: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _ringed(
-    reader: Embedder, slide: PreparedSlide, wanted: Sequence[int] = RINGS
+    reader: Embedder,
+    slide: PreparedSlide,
+    wanted: Sequence[int] = RINGS,
+    seen: Mapping[Role, Features | None] | None = None,
 ) -> Iterator[tuple[int, NDArray[np.float32]]]:
     """Features averaged over 0, 1, 2, ... rings, for the numbers `wanted`."""
-    features = image_features(reader, slide)
+    features = image_features(reader, slide, seen)
     members = np.asarray(slide.niches[reader.run.config.data.niche].neighbors)
     for rings in range(max(wanted) + 1):
         if rings:
@@ -279,20 +305,21 @@ def _ringed(
 
 
 def _expression(
-    slide: PreparedSlide, genes: Sequence[str]
+    slide: PreparedSlide, panel: Panel
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_]]:
     """log1p CP10k [N, g] (0 where not measured), genes measured [g], spots with counts [N]."""
     if slide.genes is None or slide.counts is None:
         raise ValueError(f"slide {slide.id} has no counts")
-    columns = pd.Index(slide.genes.symbols).get_indexer(pd.Index(genes))
+    columns = panel_columns(slide.genes, panel)
     measured = columns >= 0
-    values = np.zeros((slide.n_spots, len(genes)))
+    values = np.zeros((slide.n_spots, len(panel)))
     matrix, valid = log_normalise(slide.counts[:, columns[measured]], slide.total_umi)
     values[:, measured] = matrix.toarray()
     return values, measured, valid
 
 
-def _known_genes(genes: Sequence[str], slides: Sequence[PreparedSlide], n_given: int) -> list[str]:
+def _known_genes(genes: Sequence[str], slides: Sequence[PreparedSlide], n_given: int) -> Panel:
+    """The genes asked for, with their Ensembl ids where a slide knows them."""
     if not slides or sum(int((s.total_umi > 0).sum()) for s in slides) < 2:
         raise SlideError(
             "there is no slide to fit genes on",
@@ -300,15 +327,19 @@ def _known_genes(genes: Sequence[str], slides: Sequence[PreparedSlide], n_given:
             found=f"{n_given} slides, {len(slides)} of them with both",
         )
     wanted = list(dict.fromkeys(genes))
-    measured = {str(g) for s in slides if s.genes is not None for g in s.genes.symbols.tolist()}
-    unknown = [gene for gene in wanted if gene not in measured]
+    ids: dict[str, str] = {}
+    for slide in slides:
+        if slide.genes is not None:
+            names = zip(slide.genes.symbols.tolist(), slide.genes.ensembl.tolist(), strict=True)
+            ids |= {symbol: ids.get(symbol) or ensembl for symbol, ensembl in names}
+    unknown = [gene for gene in wanted if gene not in ids]
     if not wanted or unknown:
         raise ConfigError(
             f"gene {unknown[0]!r} was measured on no slide" if unknown else "no gene was given",
             found=f"{len(unknown)} of {len(wanted)} genes unknown" if unknown else None,
-            fix=nearest(unknown[0], measured) if unknown else "name genes, or use --top-hvg",
+            fix=nearest(unknown[0], ids) if unknown else "name genes, or use --top-hvg",
         )
-    return wanted
+    return Panel(genes=tuple(wanted), ensembl=tuple(ids[gene] for gene in wanted))
 
 
 def _folds(slides: Sequence[PreparedSlide]) -> tuple[dict[str, NDArray[np.intp]], str]:

@@ -15,8 +15,8 @@ def truncate(path: Path, step: int) -> None:
     in half, is logged again.
     """
     if path.is_file():
-        kept = [line for line in path.read_bytes().splitlines(keepends=True) if _step(line) <= step]
-        replace_file(path, b"".join(kept))
+        *whole, _ = path.read_bytes().split(b"\n")
+        replace_file(path, b"".join(line + b"\n" for line in whole if _step(line) <= step))
 
 
 def append(path: Path, values: Mapping[str, Any]) -> None:
@@ -42,8 +42,11 @@ def readable(line: Mapping[str, Any], steps: int, epochs: int, batch: int) -> st
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The lines of a run, in order."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    """The lines of a run, in order. A last line without its end is one being written, or the one
+    at which the run was killed: it is left out. Another that is no JSON is a ValueError.
+    """
+    *whole, _ = path.read_text().split("\n")
+    return [json.loads(line) for line in whole]
 
 
 def _step(line: bytes) -> float:

@@ -110,3 +110,11 @@ class PreparedSlide:
         """[N] library sizes."""
         umi: NDArray[np.float64] = self.spots["total_umi"].to_numpy(np.float64)
         return umi
+
+    def spread(self, most: int) -> NDArray[np.intp]:
+        """At most `most` row numbers, spread evenly over the barcodes in their order: the same
+        spots whatever the order of the rows.
+        """
+        order = np.argsort(self.spots["barcode"].to_numpy().astype(str), kind="stable")
+        picked = np.linspace(0, self.n_spots - 1, min(self.n_spots, most)).astype(np.intp)
+        return order[picked]

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import dataclasses
 
 from st_align.checkpoint import Preprocess
 from st_align.corpus import Corpus, is_corpus
-from st_align.errors import CorpusError, nearest
+from st_align.errors import ConfigError
+from st_align.infer import without_image
 from st_align.io import ReadOptions
-from st_align.io.detect import read_one
+from st_align.io.detect import only_id, read_one, split_spec
 from st_align.prepare import prepare_slide
 from st_align.slide import PreparedSlide
 
-SEPARATOR = "::"
 _LOOSE_PX = {"spot_px": 56, "niche_px": 112}
 
 
@@ -22,13 +22,14 @@ def open_slide(
     """The one slide that `spec` names, cut as `preprocess` says; with the corpus it comes from,
     whose caches can be used.
 
-    A corpus slide stays memory-mapped and is never cut again. A path that holds several slides
-    is an error that lists their ids.
+    A corpus slide stays memory-mapped and is never cut again: of the options it can only be
+    taken without its image, any other is a ConfigError. A path that holds several slides is an
+    error that lists their ids.
     """
-    path, _, id = spec.partition(SEPARATOR)
-    if is_corpus(Path(path)):
-        corpus = Corpus.open(Path(path))
-        return corpus.slide(_one_id(corpus, id, path)), corpus
+    path, id = split_spec(spec)
+    if is_corpus(path):
+        corpus = Corpus.open(path)
+        return corpus_slide(corpus, id or only_id(spec, corpus.ids), options), corpus
     sides = {
         "spot_px": preprocess.spot_px or _LOOSE_PX["spot_px"],
         "niche_px": preprocess.niche_px or _LOOSE_PX["niche_px"],
@@ -36,18 +37,19 @@ def open_slide(
     return prepare_slide(read_one(spec, options), (preprocess.niche,), **sides), None
 
 
-def _one_id(corpus: Corpus, id: str, path: str) -> str:
-    ids = list(corpus.ids)
-    if not id and len(ids) == 1:
-        return ids[0]
-    if not id:
-        shown = ", ".join(ids[:20]) + (", ..." if len(ids) > 20 else "")
-        raise CorpusError(
-            f"{path} holds {len(ids)} slides",
-            expected="one slide",
-            found=shown,
-            fix=f"name it: {path}{SEPARATOR}{ids[0]}",
+def corpus_slide(corpus: Corpus, id: str, options: ReadOptions) -> PreparedSlide:
+    """A slide of a corpus, without its image where the options say so."""
+    usable = ReadOptions(no_image=options.no_image)
+    given = [
+        f"--{field.name.replace('_', '-')}"
+        for field in dataclasses.fields(options)
+        if getattr(options, field.name) != getattr(usable, field.name)
+    ]
+    if given:
+        raise ConfigError(
+            f"{' and '.join(given)} cannot be used with a slide of a corpus",
+            found=f"{id} of {corpus.path}, whose files were read when it was prepared",
+            fix="leave it out, or give the slide's own files instead of the corpus",
         )
-    if id not in ids:
-        raise CorpusError(f"{path} has no slide {id!r}", fix=nearest(id, ids))
-    return id
+    slide = corpus.slide(id)
+    return without_image(slide) if options.no_image else slide

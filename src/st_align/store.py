@@ -1,20 +1,23 @@
-"""Our AnnData files: notes kept in `uns['stalign']`, and reading and writing that never leaves
-half a file.
+"""Our AnnData files: notes kept in `uns['stalign']`, coordinates, and reading and writing that
+never leaves half a file.
+
+Files of other tools and edited ones are read as well: what they hold is checked here.
 """
 
 from __future__ import annotations
 
 import json
-import os
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from st_align import keys
-from st_align.errors import SlideError, require_file
-from st_align.files import sync_folder, unwritable
+from st_align.errors import SlideError, StAlignError, require_file
+from st_align.files import replacing
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -24,9 +27,17 @@ _JSON = "_json"
 
 def note(adata: AnnData, **items: Any) -> None:
     """Keep `items` in `uns['stalign']`: text and numbers as they are, the rest as JSON text
-    under `NAME_json`, because h5ad has no lists of dicts and no None.
+    under `NAME_json`, because h5ad has no lists of dicts and no None. What another tool keeps
+    there is a SlideError.
     """
     kept = adata.uns.setdefault(keys.UNS, {})
+    if not isinstance(kept, MutableMapping):
+        raise SlideError(
+            f"uns[{keys.UNS!r}] was not written by ST-Align",
+            expected="a mapping, or nothing",
+            found=type(kept).__name__,
+            fix="give it another name: notes on the embedding are kept there",
+        )
     for name, value in items.items():
         for old in (name, name + _JSON):
             kept.pop(old, None)
@@ -35,17 +46,52 @@ def note(adata: AnnData, **items: Any) -> None:
 
 
 def notes(adata: AnnData) -> dict[str, Any]:
-    """What `note` kept, decoded; {} for a file of another origin."""
-    kept = adata.uns.get(keys.UNS, {})
-    if not hasattr(kept, "items"):
+    """What `note` kept, decoded; {} for a file of another origin. Damaged: SlideError."""
+    kept = adata.uns.get(keys.UNS)
+    if not isinstance(kept, Mapping):
         return {}
-    found: dict[str, Any] = {}
-    for name, value in kept.items():
-        if str(name).endswith(_JSON):
-            found[str(name).removesuffix(_JSON)] = json.loads(str(value))
+    return dict(_decoded(str(name), value) for name, value in kept.items())
+
+
+def _decoded(name: str, value: Any) -> tuple[str, Any]:
+    if not name.endswith(_JSON):
+        return name, value.item() if isinstance(value, np.generic) else value
+    try:
+        return name.removesuffix(_JSON), json.loads(str(value))
+    except ValueError as error:
+        raise SlideError(
+            f"uns[{keys.UNS!r}][{name!r}] is damaged", expected="JSON", found=str(error)
+        ) from error
+
+
+def coordinates(adata: AnnData) -> NDArray[np.float64]:
+    """[N, 2] of `obsm['spatial']`; a SlideError where there are none."""
+    kept, found = adata.obsm.get(keys.SPATIAL), f"obsm keys: {', '.join(adata.obsm) or 'none'}"
+    if kept is not None:
+        try:
+            xy = np.asarray(kept, np.float64)
+        except (TypeError, ValueError):
+            found = "values that are not numbers"
         else:
-            found[str(name)] = value.item() if isinstance(value, np.generic) else value
-    return found
+            if len(xy) and xy.ndim == 2 and xy.shape[1] >= 2 and np.isfinite(xy[:, :2]).all():
+                return xy[:, :2]
+            found = f"shape {xy.shape}, {(~np.isfinite(xy)).sum()} values not finite"
+    raise SlideError(
+        "there are no coordinates",
+        expected=f"obsm[{keys.SPATIAL!r}] with x and y, finite, of at least one spot",
+        found=found,
+    )
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Errors about the content of a file, raised inside, name the file."""
+    try:
+        yield
+    except StAlignError as error:
+        raise type(error)(
+            f"{path}: {error.problem}", expected=error.expected, found=error.found, fix=error.fix
+        ) from error
 
 
 def read_h5ad(path: Path) -> AnnData:
@@ -65,16 +111,14 @@ def read_h5ad(path: Path) -> AnnData:
 
 def write_h5ad(adata: AnnData, path: Path) -> Path:
     """Write whole or not at all, and return `path`; an OutputError when it cannot be written."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        adata.write_h5ad(part, compression="gzip")
-        with part.open("rb") as written:
-            os.fsync(written.fileno())
-        part.replace(path)
-        sync_folder(path.parent)
-    except OSError as error:
-        raise unwritable(path, error) from error
-    finally:
-        with suppress(OSError):
-            part.unlink()
+    with writing(adata, path):
+        pass
     return path
+
+
+@contextmanager
+def writing(adata: AnnData, path: Path) -> Iterator[None]:
+    """Written beside `path` on entering, in its place when the block ends well."""
+    with replacing(path) as part:
+        adata.write_h5ad(part, compression="gzip")
+        yield

@@ -116,12 +116,7 @@ def train(
     say = log if fabric.is_global_zero else _say_nothing
     state = _resume_point(out, resume, say)
     fabric.barrier()  # every rank has looked before the first one writes
-    splits = split_slides(
-        {id: corpus.entry(id)["patient"] for id in corpus.ids},
-        hold_out_slides=hold_out_slides,
-        hold_out_patients=hold_out_patients,
-    )
-    _warn_same_patient(splits, say)
+    splits = _split(corpus, hold_out_slides, hold_out_patients, say)
     fresh = state is None
     plan = plan_training(
         corpus,
@@ -132,19 +127,8 @@ def train(
         init=load_run(init) if fresh and init is not None else None,
         log=say,
     )
-    provenance = {**plan.provenance, "command": command}
-    if state is not None:
-        stored = read_json(out / PROVENANCE)
-        require_same_run(stored, provenance)
-        provenance |= {key: stored[key] for key in ("command", "init")}
-    elif fabric.is_global_zero:
-        save_run(out, plan.config, plan.panel, plan.preprocess, splits.to_dict())
-    trainer = _Trainer(plan, out, fabric, provenance, say)
-    done = trainer.run(trainer.restore(state), save_every_s)
-    if done == plan.length.steps:
-        trainer.finish()
-    else:
-        say(f"asked to stop: saved after step {done} of {plan.length.steps}; go on with --resume")
+    provenance = _begin(out, plan, command, resumed=not fresh, first=fabric.is_global_zero)
+    _Trainer(plan, out, fabric, provenance, say).train(state, save_every_s)
     fabric.barrier()
     return load_run(out)
 
@@ -183,6 +167,14 @@ class _Trainer:
         self.unseen: list[tuple[int, Tensor]] = []
         """Steps whose loss and gradient norm nobody has looked at: looking waits for the GPU."""
         self.clock = self.said = time.monotonic()
+
+    def train(self, state: TrainerState | None, save_every_s: float) -> None:
+        """From a resume point or the beginning to the end, or until asked to stop."""
+        done, steps = self.run(self.restore(state), save_every_s), self.plan.length.steps
+        if done == steps:
+            self.finish()
+        else:
+            self.say(f"asked to stop: saved after step {done} of {steps}; go on with --resume")
 
     def restore(self, state: TrainerState | None) -> int:
         """Take up a resume point, or write the first one; returns the steps done."""
@@ -362,13 +354,36 @@ def _resume_point(out: Path, resume: bool, say: Callable[[str], None]) -> Traine
     return state
 
 
-def _warn_same_patient(splits: Splits, say: Callable[[str], None]) -> None:
+def _begin(out: Path, plan: Plan, command: str, *, resumed: bool, first: bool) -> dict[str, Any]:
+    """The run's provenance. The first rank writes a new run folder; a resumed run must be as it
+    was planned, and its own beginning stays.
+    """
+    provenance = {**plan.provenance, "command": command}
+    if resumed:
+        stored = read_json(out / PROVENANCE)
+        require_same_run(stored, provenance)
+        provenance |= {key: stored[key] for key in ("command", "init")}
+    elif first:
+        save_run(out, plan.config, plan.panel, plan.preprocess, plan.splits.to_dict())
+    return provenance
+
+
+def _split(
+    corpus: Corpus, slides: Collection[str], patients: Collection[str], say: Callable[[str], None]
+) -> Splits:
+    """The corpus without the `slides` and `patients` held out."""
+    splits = split_slides(
+        {id: corpus.entry(id)["patient"] for id in corpus.ids},
+        hold_out_slides=slides,
+        hold_out_patients=patients,
+    )
     if splits.same_patient:
-        slides = ", ".join(splits.same_patient)
+        shared = ", ".join(splits.same_patient)
         say(
-            f"warning: other slides of the same patient train: scores on {slides} will be "
+            f"warning: other slides of the same patient train: scores on {shared} will be "
             "section-held-out, not patient-held-out (hold out the patient to change that)"
         )
+    return splits
 
 
 def step_fields(batch: Batch) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +16,7 @@ from numpy.typing import NDArray
 from st_align import keys, store
 from st_align.domains import assign_domains
 from st_align.errors import ConfigError, OutputError, SlideError, StAlignError, nearest
+from st_align.files import require_writable
 from st_align.geometry import neighbors
 from st_align.metrics import score_domains
 from st_align.slide import LATTICE
@@ -40,25 +43,29 @@ def find_domains(
 ) -> dict[str, Any]:
     """`st-align domains`: domains of embedded slides, written into their files or to `out` (a
     file for one slide, a folder for several), scored where `label_key` is given.
+
+    A slide that cannot be read, clustered or written leaves all files as they were.
     """
-    targets = _targets(files, out)
     slides: dict[str, Any] = {}
-    for path, target in zip(files, targets, strict=True):
-        adata = store.read_h5ad(path)
-        entry = _slide_domains(adata, path, request)
-        store.write_h5ad(adata, target)
-        name = str(store.notes(adata).get("slide", path.stem))
-        slides[name if name not in slides else str(path)] = entry
-        print(f"{name}: {_domain_words(entry)}, {target}")
+    with ExitStack() as written:
+        for path, target in zip(files, _targets(files, out), strict=True):
+            adata = store.read_h5ad(path)
+            with store.naming(path):
+                entry = _slide_domains(adata, request)
+                name = str(store.notes(adata).get("slide", path.stem))
+            slides[name if name not in slides else str(path)] = entry
+            print(f"{name}: {_domain_words(entry)}")
+            written.enter_context(store.writing(adata, target))
+    print(f"written: {out or ', '.join(map(str, files))}")
     result: dict[str, Any] = {"slides": slides}
     if request.label_key:
         result["mean_ari"] = float(np.mean([s["ari"]["mean"] for s in slides.values()]))
     return result
 
 
-def _slide_domains(adata: AnnData, path: Path, request: DomainRequest) -> dict[str, Any]:
-    labels = _labels(adata, path, request.label_key)
-    x, use = _embedding(adata, path, request.use)
+def _slide_domains(adata: AnnData, request: DomainRequest) -> dict[str, Any]:
+    labels = _labels(adata, request.label_key)
+    x, use = _embedding(adata, request.use)
     found = assign_domains(
         x,
         _number(request.n_domains),
@@ -82,29 +89,29 @@ def _slide_domains(adata: AnnData, path: Path, request: DomainRequest) -> dict[s
     return entry
 
 
-def _embedding(adata: AnnData, path: Path, use: str | None) -> tuple[NDArray[np.float64], str]:
+def _embedding(adata: AnnData, use: str | None) -> tuple[NDArray[np.float64], str]:
     kept = [name for name in keys.USES if keys.embedding(name) in adata.obsm]
     if keys.EMBEDDING not in adata.obsm:
         raise SlideError(
-            f"{path} has no embedding",
+            "there is no embedding",
             expected=f"obsm[{keys.EMBEDDING!r}]",
             fix="run: st-align embed SLIDE --model RUN --out FILE.h5ad",
         )
     if use is not None and use not in keys.USES:
         raise ConfigError(f"--use {use} is unknown", fix=nearest(use, keys.USES))
     if use is not None and use not in kept:
-        raise ConfigError(f"{path} has no {use} embedding", expected=f"one of {', '.join(kept)}")
+        raise ConfigError(f"there is no {use} embedding", expected=f"one of {', '.join(kept)}")
     name = keys.EMBEDDING if use is None else keys.embedding(use)
     default = str(store.notes(adata).get("use", "default"))
     return np.asarray(adata.obsm[name], np.float64), use or default
 
 
-def _labels(adata: AnnData, path: Path, key: str | None) -> NDArray[Any] | None:
+def _labels(adata: AnnData, key: str | None) -> NDArray[Any] | None:
     if key is None:
         return None
     if key not in adata.obs:
         raise ConfigError(
-            f"{path} has no labels {key!r}", fix=nearest(key, [str(c) for c in adata.obs])
+            f"there are no labels {key!r}", fix=nearest(key, [str(c) for c in adata.obs])
         )
     labels: NDArray[Any] = adata.obs[key].astype(object).to_numpy()
     return labels
@@ -112,20 +119,26 @@ def _labels(adata: AnnData, path: Path, key: str | None) -> NDArray[Any] | None:
 
 def _lattice(adata: AnnData, *, required: bool) -> NDArray[np.int32] | None:
     """The rings over which domains are smoothed; None where places are unknown and not needed."""
-    obs = adata.obs
     technology = str(store.notes(adata).get("technology", "Visium"))
     lattice = LATTICE["ST" if technology == "ST" else "Visium"]
-    places = None
-    if keys.ARRAY_ROW in obs and (obs[keys.ARRAY_ROW] >= 0).all():
-        places = obs[[keys.ARRAY_ROW, keys.ARRAY_COL]].to_numpy(np.int32)
-    xy = np.asarray(adata.obsm[keys.SPATIAL], np.float64)
     barcodes = adata.obs_names.to_numpy().astype(str)
     try:
-        return neighbors("lattice", xy=xy, places=places, lattice=lattice, barcodes=barcodes)
+        xy = store.coordinates(adata)
+        return neighbors(
+            "lattice", xy=xy, places=_places(adata), lattice=lattice, barcodes=barcodes
+        )
     except StAlignError:
         if required:
             raise
         return None
+
+
+def _places(adata: AnnData) -> NDArray[np.int32] | None:
+    """[N, 2] array rows and columns; None where they are not known of every spot."""
+    if not {keys.ARRAY_ROW, keys.ARRAY_COL} <= set(adata.obs):
+        return None
+    places = adata.obs[[keys.ARRAY_ROW, keys.ARRAY_COL]].apply(pd.to_numeric, errors="coerce")
+    return places.to_numpy(np.int32) if (places >= 0).all(axis=None) else None
 
 
 def _number(text: str) -> int | str:
@@ -140,17 +153,24 @@ def _number(text: str) -> int | str:
 
 
 def _targets(files: Sequence[Path], out: Path | None) -> list[Path]:
+    """Where each file's domains go; a place that cannot be written is found before the work."""
     if out is None:
-        return list(files)
-    if len(files) == 1 and out.suffix == ".h5ad":
-        return [out]
-    if out.is_file() or out.suffix == ".h5ad":
+        targets = list(files)
+    elif len(files) == 1 and out.suffix == ".h5ad":
+        targets = [out]
+    elif out.is_file() or out.suffix == ".h5ad":
         raise OutputError(f"--out {out} is one file", expected=f"a folder for {len(files)} slides")
-    names = [path.name for path in files]
-    if len(set(names)) < len(names):
-        raise OutputError("two files have one name", found=", ".join(names), fix="rename one")
-    out.mkdir(parents=True, exist_ok=True)
-    return [out / name for name in names]
+    else:
+        targets = [out / path.name for path in files]
+    if len({os.path.realpath(target) for target in targets}) < len(targets):
+        raise OutputError(
+            "two slides would be written into one file",
+            found=", ".join(map(str, files)),
+            fix="give each file once; with --out, rename those of one name",
+        )
+    for target in targets:
+        require_writable(target)
+    return targets
 
 
 def _domain_words(entry: dict[str, Any]) -> str:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from st_align import store
-from st_align.checkpoint import CONFIG, load_run
-from st_align.commands.output import print_warnings, require_suffix
+from st_align.checkpoint import is_run, load_run
+from st_align.commands.output import print_warnings, require_not_source, require_suffix
 from st_align.errors import ConfigError
 from st_align.infer import Embedder, to_anndata, training_slides
 from st_align.io import ReadOptions
@@ -18,6 +18,7 @@ from st_align.sources import open_slide
 def embed_slide(slide: str, model: str, out: Path, options: ReadOptions) -> dict[str, Any]:
     """`st-align embed`: the embeddings of one slide as AnnData in `out`."""
     require_suffix(out, ".h5ad")
+    require_not_source(out, slide)
     run = load_run(model)
     prepared, corpus = open_slide(slide, run.preprocess, options)
     found = Embedder(run, corpus=corpus, progress=True).embed(prepared)
@@ -45,7 +46,7 @@ def embed_slide(slide: str, model: str, out: Path, options: ReadOptions) -> dict
 def report_on(path: Path, out: Path) -> dict[str, Any]:
     """`st-align report` of a run folder or of a file of ours."""
     require_suffix(out, ".html")
-    if (path / CONFIG).is_file():
+    if is_run(path):
         build_report(out, run=path)
     elif path.suffix == ".h5ad":
         build_report(out, files=[path])

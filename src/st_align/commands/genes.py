@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from st_align import keys, store
+from st_align.batch import Role
 from st_align.checkpoint import load_run
-from st_align.commands.output import print_warnings, require_suffix
+from st_align.commands.output import print_warnings, require_not_source, require_suffix
 from st_align.corpus import Corpus
-from st_align.errors import ConfigError, CorpusError, nearest
-from st_align.infer import Embedder, to_anndata, training_slides
+from st_align.errors import ConfigError, CorpusError, ModelError, nearest
+from st_align.features import Features
+from st_align.infer import (
+    Embedder,
+    SlideEmbeddings,
+    to_anndata,
+    training_slides,
+    without_counts,
+)
 from st_align.io import ReadOptions
 from st_align.predict import Head, fit_head, predict, score, top_hvg
+from st_align.slide import PreparedSlide
 from st_align.sources import open_slide
+
+_SCORES = ("mse", "mse_mean_predictor", "pcc")
 
 
 def fit_genes(
@@ -37,11 +49,11 @@ def fit_genes(
     head = fit_head(run, chosen, names, corpus=corpus, progress=True)
     head.save(out)
     print(
-        f"{len(head.genes)} genes fitted on {len(head.slides)} slides, {head.n_spots:,} spots; "
+        f"{len(head.panel)} genes fitted on {len(head.slides)} slides, {head.n_spots:,} spots; "
         f"error over variance with {head.folds} left out: {head.cv_error:.3f}; {out}"
     )
     return {
-        "genes": list(head.genes),
+        "genes": list(head.panel.genes),
         "slides": sorted(head.slides),
         "n_spots": head.n_spots,
         "alpha": head.alpha,
@@ -57,27 +69,49 @@ def predict_genes(
 ) -> dict[str, Any]:
     """`st-align genes predict`: expression from the image; scored when there are counts."""
     require_suffix(out, ".h5ad")
+    require_not_source(out, slide)
     run, head = load_run(model), Head.load(head_path)
+    head.require_run(run)
     prepared, corpus = open_slide(slide, run.preprocess, options)
-    predicted = predict(head, run, prepared, corpus=corpus, progress=True)
-    adata = to_anndata(run, prepared, Embedder(run, corpus=corpus).embed(prepared))
+    reader = Embedder(run, corpus=corpus, progress=True)
+    features = reader.image_features(prepared)
+    predicted = predict(head, reader, prepared, features=features)
+    found = _embedded(reader, prepared, features)
+    adata = to_anndata(run, prepared, found)
     adata.obsm[keys.PREDICTED] = predicted
+    warnings = list(found.warnings)
     result: dict[str, Any] = {"slide": prepared.id, "out": str(out)}
     if prepared.counts is not None:
         result |= score(predicted, prepared, head)
-        store.note(adata, genes={k: result[k] for k in ("mse", "mse_mean_predictor", "pcc")})
+        store.note(adata, genes={name: result[name] for name in _SCORES})
+        if not result["genes"]:
+            warnings.append("no gene of the head was measured on this slide: nothing to score")
     result["fitted_on_slide"] = prepared.id in head.slides
     result["fitted_on_patient"] = prepared.patient in head.slides.values()
-    store.write_h5ad(adata, out)
-    print(f"{prepared.id}: {len(head.genes)} genes predicted, {out}")
-    if "mse" in result:
-        print(
-            f"  MSE {result['mse']:.4f}, mean predictor {result['mse_mean_predictor']:.4f}, "
-            f"PCC {result['pcc'] if result['pcc'] is None else round(result['pcc'], 4)}"
-        )
     if result["fitted_on_slide"]:
-        print_warnings(["the head was fitted on this slide: the scores are not honest"])
-    return result
+        warnings.append("the head was fitted on this slide: the scores are not honest")
+    store.write_h5ad(adata, out)
+    print(f"{prepared.id}: {len(head.panel)} genes predicted, {out}")
+    if "genes" in result:
+        scores = (result[name] for name in _SCORES)
+        shown = ("none" if value is None else f"{value:.4f}" for value in scores)
+        print("  MSE {}, mean predictor {}, PCC {}".format(*shown))
+    print_warnings(warnings)
+    return {**result, "warnings": warnings}
+
+
+def _embedded(
+    reader: Embedder, slide: PreparedSlide, features: Mapping[Role, Features | None]
+) -> SlideEmbeddings:
+    """Embeddings of a slide whose image is known to fit; of the image alone where the counts do
+    not fit the model.
+    """
+    try:
+        return reader.embed(slide, features=features)
+    except ModelError as error:
+        found = reader.embed(without_counts(slide), features=features)
+        said = f"the counts are left out of the embeddings: {error.problem}"
+        return dataclasses.replace(found, warnings=(*found.warnings, said))
 
 
 def _narrow(

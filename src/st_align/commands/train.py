@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
 
+from torch import distributed
 from tqdm import tqdm
 
 from st_align.config import Config, override, preset, read_toml
@@ -82,8 +83,10 @@ class TrainRequest:
         return config, None if self.panel is None else Path(self.panel)
 
 
-def train_model(corpus_path: Path, out: Path, request: TrainRequest) -> dict[str, Any]:
-    """`st-align train`: a run folder in `out`."""
+def train_model(corpus_path: Path, out: Path, request: TrainRequest) -> dict[str, Any] | None:
+    """`st-align train`: a run folder in `out`. Of several ranks the first has the result and says
+    it; the others have None.
+    """
     config, panel = request.settings()
     run = train(
         Corpus.open(corpus_path),
@@ -96,6 +99,8 @@ def train_model(corpus_path: Path, out: Path, request: TrainRequest) -> dict[str
         resume=request.resume,
         command=shlex.join(["st-align", *sys.argv[1:]]),
     )
+    if distributed.is_available() and distributed.is_initialized() and distributed.get_rank():
+        return None
     if run.finished:
         print(f"trained: {out}")
     else:

@@ -64,6 +64,21 @@ def not_counts(values: NDArray[Any]) -> str | None:
     return None
 
 
+def image_scale(value: Any, what: str) -> float:
+    """The stored px per full-resolution px that a source gives, as a number above 0."""
+    try:
+        scale = float(value)
+    except (TypeError, ValueError) as error:
+        raise SlideError(
+            f"{what} does not give the image's scale", expected="a number", found=repr(value)
+        ) from error
+    if not 0 < scale <= 10:
+        raise SlideError(
+            f"{what} is out of range", expected="above 0, at most 10", found=f"{scale}"
+        )
+    return scale
+
+
 def match_barcodes(
     matrix: Sequence[str] | NDArray[np.str_], positions: Sequence[str] | NDArray[np.str_], what: str
 ) -> NDArray[np.intp]:

@@ -41,7 +41,7 @@ def find_slides(sources: Sequence[str | Path], options: ReadOptions | None = Non
     absent: dict[str, str] = {}
     known: set[str] = set()
     for source in sources:
-        path, pick = _split(source)
+        path, pick = split_spec(source)
         try:
             found = _look(path, pick, options)
         except OSError as error:
@@ -70,22 +70,28 @@ def find_slides(sources: Sequence[str | Path], options: ReadOptions | None = Non
 def read_one(spec: str | Path, options: ReadOptions | None = None) -> Slide:
     """Read the slide of a path that holds exactly one, or of `PATH::ID`."""
     refs = find_slides([spec], options).refs
-    if len(refs) > 1:
-        raise SlideError(
-            f"{spec} holds {len(refs)} slides",
-            expected="one slide",
-            found=", ".join(ref.id for ref in refs[:20]) + (", ..." if len(refs) > 20 else ""),
-            fix=f"pick one: {spec}::{refs[0].id}",
-        )
+    only_id(spec, [ref.id for ref in refs])
     return refs[0].read()
 
 
-def _split(source: str | Path) -> tuple[Path, str | None]:
-    """`PATH::ID` -> (PATH, ID)."""
-    path, separator, id = str(source).rpartition("::")
-    if separator and not Path(source).exists():
-        return Path(path), check_id(id, source)
-    return Path(source), None
+def split_spec(spec: str | Path) -> tuple[Path, str | None]:
+    """`PATH::ID` -> (PATH, ID), `PATH` -> (PATH, None); a path that exists is never split."""
+    path, separator, id = str(spec).rpartition("::")
+    if separator and not Path(spec).exists():
+        return Path(path), check_id(id, spec)
+    return Path(spec), None
+
+
+def only_id(spec: str | Path, ids: Sequence[str]) -> str:
+    """The id of the one slide that `spec` holds; several are a SlideError that lists them."""
+    if len(ids) > 1:
+        raise SlideError(
+            f"{spec} holds {len(ids)} slides",
+            expected="one slide",
+            found=", ".join(ids[:20]) + (", ..." if len(ids) > 20 else ""),
+            fix=f"pick one: {spec}::{ids[0]}",
+        )
+    return ids[0]
 
 
 def _look(path: Path, pick: str | None, options: ReadOptions) -> Found:

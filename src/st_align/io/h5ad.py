@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from st_align.errors import SlideError
 from st_align.image import ArrayImage, ImageSource, open_image, rgb_array
 from st_align.io.anndata_table import element, read_obs, read_spots
+from st_align.io.check import image_scale
 from st_align.io.refs import Found, ReadOptions, SlideRef
 from st_align.slide import Slide
 
@@ -48,6 +49,7 @@ def _ref(path: Path, id: str, library: str | None, options: ReadOptions) -> Slid
         path,
         functools.partial(_read, path, id, library, options),
         why="the name ends in .h5ad",
+        files=(path,),
     )
 
 
@@ -141,7 +143,10 @@ def _image(file: Any, library: str | None, path: Path, given: Path | None) -> Im
     images = file.get(f"{at}/images", {})
     for name in ("fullres", "hires", "lowres"):
         if name in images:
-            scale = 1.0 if name == "fullres" else _scale_factor(file, at, name, path)
+            key = f"{at}/scalefactors/tissue_{name}_scalef"
+            scale = 1.0
+            if name != "fullres":
+                scale = image_scale(element(file, key, str(path)), f"{path}: {key}")
             stored = element(file, f"{at}/images/{name}", str(path))
             if isinstance(stored, str):
                 return open_image(path.parent / stored, scale)
@@ -155,11 +160,3 @@ def _image(file: Any, library: str | None, path: Path, given: Path | None) -> Im
         found=", ".join(images) or "none",
         fix=_NO_IMAGE,
     )
-
-
-def _scale_factor(file: Any, at: str, name: str, path: Path) -> float:
-    key = f"{at}/scalefactors/tissue_{name}_scalef"
-    scale = float(element(file, key, str(path)))
-    if not 0 < scale <= 10:
-        raise SlideError(f"{path}: {key} is out of range", expected="above 0", found=str(scale))
-    return scale

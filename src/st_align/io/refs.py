@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
+from typing import Any
+
+import pandas as pd
 
 from st_align.errors import ConfigError, nearest
 from st_align.slide import Slide, Technology
@@ -66,6 +72,8 @@ class SlideRef:
     format: str
     source: Path
     read: Callable[[], Slide]
+    files: tuple[Path, ...] = field(default=(), kw_only=True)
+    """What `read` reads: a change of one of them is a change of the slide."""
     why: str = ""
     """What told the format."""
 
@@ -76,3 +84,37 @@ class Found:
 
     refs: tuple[SlideRef, ...] = ()
     absent: Mapping[str, str] = field(default_factory=dict)
+
+
+def fingerprint(ref: SlideRef) -> str:
+    """12 hex digits of what a slide is read from and how: files by name, size and time of change,
+    tables by their rows for this slide. A folder counts by the files in it that are read.
+    """
+    text = json.dumps(_plain(ref, ref.id), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _plain(value: Any, slide_id: str) -> Any:
+    """`value` as JSON can hold it, without the parts that belong to other slides."""
+
+    def plain(items: Iterable[Any]) -> list[Any]:
+        return [_plain(item, slide_id) for item in items]
+
+    if isinstance(value, SlideRef):
+        return plain((value.format, value.files, value.read))
+    if isinstance(value, Path):
+        status = value.stat() if value.is_file() else None
+        return [value.name, status.st_size, status.st_mtime_ns] if status else []
+    if isinstance(value, functools.partial):
+        return plain((value.func, value.args, value.keywords))
+    if isinstance(value, ReadOptions):
+        value = replace(value, patients=None, obs=None, meta=None)  # their rows come beside them
+    if is_dataclass(value):
+        return plain(getattr(value, field.name) for field in fields(value))
+    if isinstance(value, Mapping):
+        return plain([value[slide_id]] if slide_id in value else value.items())
+    if isinstance(value, list | tuple):
+        return plain(value)
+    if isinstance(value, pd.DataFrame):
+        return (value[value["slide"] == slide_id] if "slide" in value else value).to_csv()
+    return value.__qualname__ if callable(value) else str(value)

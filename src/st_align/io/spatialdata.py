@@ -53,7 +53,23 @@ def _ref(path: Path, id: str, region: str | None, options: ReadOptions) -> Slide
         path,
         functools.partial(_read, path, id, region, options),
         why=recognise(path) or "",
+        files=_files(path),
     )
+
+
+def _files(path: Path) -> tuple[Path, ...]:
+    """Spots and tables whole, and the metadata of all: an image is a file per chunk, too many to
+    look at, but its metadata are written anew with it.
+    """
+    patterns = (
+        "*",
+        "t*/**/*",
+        "shapes/**/*",
+        "images/*/*",
+        "images/*/*/.z*",
+        "images/*/*/zarr.json",
+    )
+    return tuple(sorted({p for name in patterns for p in path.glob(name) if p.is_file()}))
 
 
 def _read(path: Path, id: str, region: str | None, options: ReadOptions) -> Slide:

@@ -130,6 +130,11 @@ def _ids(folder: Path) -> list[str]:
     return sorted(ids)
 
 
+def _tables(folder: Path, id: str) -> tuple[Path, Path]:
+    """Coordinates and counts of a slide."""
+    return folder / "coord" / f"{id}{_COORD}", folder / "gene_exp" / f"{id}{_COUNT}"
+
+
 def _image_path(folder: Path, id: str) -> Path | None:
     paths = (folder / "image" / f"{id}{end}" for end in _IMAGES)
     return next((path for path in paths if path.is_file()), None)
@@ -140,29 +145,32 @@ def _missing(source: _Source, options: ReadOptions) -> list[str]:
     folder, id = source.folder, source.id
     if folder is None:
         return [f"no folder {source.technology}/"]
-    paths = [f"coord/{id}{_COORD}", f"gene_exp/{id}{_COUNT}"]
-    missing = [f"no {path}" for path in paths if not (folder / path).is_file()]
+    tables = _tables(folder, id)
+    missing = [f"no {path.relative_to(folder)}" for path in tables if not path.is_file()]
     if not options.no_image and options.image is None and _image_path(folder, id) is None:
         missing.append(f"no image/{id}.png (--no-image reads counts only)")
     return missing
 
 
 def _ref(source: _Source, options: ReadOptions) -> SlideRef:
-    folder = source.folder or Path()
+    folder, id = source.folder or Path(), source.id
+    image = _image_path(folder, id)
     return SlideRef(
-        source.id,
+        id,
         "stimage",
         folder,
         functools.partial(_read, source, folder, options),
         "coord/ and gene_exp/",
+        files=(*_tables(folder, id), *((image,) if image else ())),
     )
 
 
 def _read(source: _Source, folder: Path, options: ReadOptions) -> Slide:
     id, technology = source.id, source.technology
-    coordinates = _read_coordinates(folder / "coord" / f"{id}{_COORD}")
+    coord, gene_exp = _tables(folder, id)
+    coordinates = _read_coordinates(coord)
     spots = coordinates.index.to_numpy(str)
-    barcodes, counts, symbols = _read_counts(folder / "gene_exp" / f"{id}{_COUNT}")
+    barcodes, counts, symbols = _read_counts(gene_exp)
     rows = match_barcodes(barcodes, spots, f"slide {id!r}")
     warnings = []
     if len(barcodes) < len(spots):

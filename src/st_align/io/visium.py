@@ -16,7 +16,7 @@ from scipy import sparse
 from st_align.errors import SlideError, require_file
 from st_align.expression import unify_genes
 from st_align.image import ImageSource, open_image
-from st_align.io.check import match_barcodes, raw_counts
+from st_align.io.check import image_scale, match_barcodes, raw_counts
 from st_align.io.refs import Found, ReadOptions, SlideRef
 from st_align.slide import Slide
 
@@ -30,7 +30,10 @@ _COLUMNS = [
     "pxl_row_in_fullres",
     "pxl_col_in_fullres",
 ]
+_FACTORS = "scalefactors_json.json"
 _MATRIX = "filtered_feature_bc_matrix"
+_SIZES = ("hires", "lowres")
+_IMAGE = "tissue_{}_image.png"
 _SPECIES = {"GRCh": "human", "hg": "human", "GRCm": "mouse", "mm": "mouse"}
 
 
@@ -49,18 +52,31 @@ def recognise(path: Path) -> str | None:
 
 def find(path: Path, options: ReadOptions) -> Found:
     """The one slide of a Space Ranger folder; its id is the name of the sample's folder."""
-    folder = _outs(path).resolve()
+    folder = _outs(path)
     if _high_definition(folder):
         raise SlideError(
             f"{path} is Visium HD, which is not supported",
             expected="Visium v1 or v2 (spots of 55 um)",
             found="binned_outputs/ or square_*um/",
         )
-    id = folder.parent.name if folder.name == "outs" else folder.name
+    named = folder.resolve()
+    id = named.parent.name if named.name == "outs" else named.name
     ref = SlideRef(
-        id, "visium", path, functools.partial(_read, folder, id, options), why=recognise(path) or ""
+        id,
+        "visium",
+        path.parent if path.name == "outs" else path,
+        functools.partial(_read, folder, id, options),
+        why=recognise(path) or "",
+        files=_files(folder),
     )
     return Found((ref,))
+
+
+def _files(folder: Path) -> tuple[Path, ...]:
+    matrix = _matrix(folder)
+    counts = sorted(matrix.iterdir()) if matrix and matrix.is_dir() else [matrix] if matrix else []
+    names = (*POSITIONS, _FACTORS, *map(_IMAGE.format, _SIZES))
+    return (*counts, *(p for name in names if (p := folder / "spatial" / name).is_file()))
 
 
 def _outs(path: Path) -> Path:
@@ -126,8 +142,8 @@ def _open_image(spatial: Path, full_resolution: Path | None) -> ImageSource:
     """The given image, else hires, else lowres."""
     if full_resolution is not None:
         return open_image(full_resolution)
-    for size in ("hires", "lowres"):
-        path = spatial / f"tissue_{size}_image.png"
+    for size in _SIZES:
+        path = spatial / _IMAGE.format(size)
         if path.is_file():
             return open_image(path, _scale_factor(spatial, f"tissue_{size}_scalef"))
     raise SlideError(
@@ -138,19 +154,15 @@ def _open_image(spatial: Path, full_resolution: Path | None) -> ImageSource:
 
 
 def _scale_factor(spatial: Path, key: str) -> float:
-    path = require_file(spatial / "scalefactors_json.json", "scale factors")
+    path = require_file(spatial / _FACTORS, "scale factors")
     try:
         factors = json.loads(path.read_text("utf-8"))
-        factor = float(factors[key])
-    except (ValueError, KeyError, TypeError) as error:
+    except ValueError as error:
         raise SlideError(
-            f"{path} does not give the image's scale",
-            expected=f"a number {key!r}",
-            found=f"{type(error).__name__}: {error}",
+            f"{path} does not give the image's scale", expected="JSON", found=str(error)
         ) from error
-    if not 0 < factor <= 10:
-        raise SlideError(f"{path}: {key} is out of range", expected="above 0", found=str(factor))
-    return factor
+    found = factors.get(key) if isinstance(factors, dict) else None
+    return image_scale(found, f"{path}: {key}")
 
 
 def _read_positions(spatial: Path) -> pd.DataFrame:

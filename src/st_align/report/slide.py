@@ -6,6 +6,7 @@ Shape letters: N spots, g predicted genes.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from st_align import figures, keys, store
 from st_align.errors import SlideError
 from st_align.expression import log_normalise
+from st_align.image import rgb_array
 from st_align.report import tables
 
 if TYPE_CHECKING:
@@ -35,41 +37,42 @@ _BARS_UM = (100, 200, 500, 1000, 2000, 5000)
 def slide_section(path: Path, *, label_key: str | None = None) -> dict[str, Any]:
     """Everything the page shows of one file. A file without coordinates is a SlideError."""
     adata = store.read_h5ad(path)
-    notes = store.notes(adata)
-    view = slide_view(adata, path)
-    domains: dict[str, Any] = notes.get("domains") or {}
-    label_key = label_key or domains.get("label_key")
-    return {
-        "id": str(notes.get("slide", path.stem)),
-        "facts": _facts(adata, notes),
-        "warnings": list(notes.get("warnings") or []),
-        "maps": _maps(adata, view, notes, label_key),
-        "domain_note": _domain_note(domains, label_key),
-        "provenance": tables.flat(notes.get("provenance") or {}),
-        **_genes(adata, view),
-    }
+    with store.naming(path):
+        notes = store.notes(adata)
+        view = slide_view(adata)
+        domains = _mapping(notes.get("domains"))
+        label_key = label_key or domains.get("label_key")
+        return {
+            "id": str(notes.get("slide", path.stem)),
+            "facts": _facts(adata, notes),
+            "warnings": list(notes.get("warnings") or []),
+            "maps": _maps(adata, view, notes, label_key),
+            "domain_note": _domain_note(domains, label_key),
+            "provenance": tables.flat(_mapping(notes.get("provenance"))),
+            **_genes(adata, view),
+        }
 
 
-def slide_view(adata: AnnData, path: Path) -> figures.SlideView:
-    """Coordinates, spot size and image of an AnnData in the convention of scanpy and squidpy."""
-    if keys.SPATIAL not in adata.obsm:
-        raise SlideError(
-            f"{path} has no coordinates",
-            expected=f"obsm[{keys.SPATIAL!r}]",
-            found=f"obsm keys: {', '.join(adata.obsm) or 'none'}",
-        )
-    xy = np.asarray(adata.obsm[keys.SPATIAL], np.float64)[:, :2]
-    library: dict[str, Any] = next(iter(adata.uns.get(keys.SPATIAL, {}).values()), {})
-    factors, images = library.get("scalefactors", {}), library.get("images", {})
+def slide_view(adata: AnnData) -> figures.SlideView:
+    """Coordinates, spot size and image of an AnnData in the convention of scanpy and squidpy; what
+    lies in `uns['spatial']` in another form is no image.
+    """
+    xy = store.coordinates(adata)
+    library = _mapping(next(iter(_mapping(adata.uns.get(keys.SPATIAL)).values()), None))
+    factors, images = _mapping(library.get("scalefactors")), _mapping(library.get("images"))
     diameter = float(factors.get("spot_diameter_fullres") or _SPOT_PER_PITCH * _pitch(xy))
-    name = next((n for n in ("hires", "lowres") if n in images), None)
-    if name is None:
-        return figures.SlideView(xy=xy, diameter=diameter)
-    image = np.asarray(images[name])[..., :3]
-    if image.dtype != np.uint8:
-        image = (255 * np.clip(image, 0, 1)).astype(np.uint8)
-    scale = float(factors[f"tissue_{name}_scalef"])
-    return figures.SlideView(xy=xy, diameter=diameter, image=image, scale=scale)
+    for name in ("hires", "lowres"):
+        image, scale = np.asarray(images.get(name)), factors.get(f"tissue_{name}_scalef")
+        if image.ndim == 3 and scale:
+            return figures.SlideView(
+                xy=xy, diameter=diameter, image=rgb_array(image), scale=float(scale)
+            )
+    return figures.SlideView(xy=xy, diameter=diameter)
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    """`value` where it is a mapping: files of other tools and edited ones hold anything."""
+    return value if isinstance(value, Mapping) else {}
 
 
 def _pitch(xy: NDArray[np.float64]) -> float:
@@ -159,7 +162,7 @@ def _scale_bar(view: figures.SlideView, um_per_px: float | None) -> dict[str, An
     return {"percent": f"{100 * length / width:.2f}", "label": label}
 
 
-def _domain_note(domains: dict[str, Any], label_key: str | None) -> str:
+def _domain_note(domains: Mapping[str, Any], label_key: str | None) -> str:
     if not domains:
         return ""
     method = _METHODS.get(domains["method"], domains["method"])
