@@ -172,6 +172,15 @@ def test_a_signal_finishes_the_step_saves_and_returns(undisturbed, tmp_path, mon
     assert metrics(tmp_path / "run") == metrics(run.path)
 
 
+@pytest.fixture
+def default_sigint():
+    """A process started in the background ignores SIGINT; this one does not."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("default_sigint")
 def test_a_second_signal_acts_as_it_did_before():
     with StopSignals():
         os.kill(os.getpid(), signal.SIGINT)
