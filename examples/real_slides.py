@@ -45,16 +45,14 @@ def main() -> None:
     """`domains` or `genes`."""
     what, data, out = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
     out.mkdir(parents=True, exist_ok=True)
-    table = pd.DataFrame({"slide": PATIENTS.keys(), "patient": PATIENTS.values()})
-    table.to_csv(out / "patients.csv", index=False)
     {"domains": domains, "genes": genes}[what](data, out)
 
 
 def domains(data: Path, out: Path) -> None:
     """One corpus of all slides; each DLPFC section of Br8100 held out in turn."""
-    corpus = out / "corpus"
+    corpus, table = out / "corpus", patients(out / "patients.csv", PATIENTS)
     sources = [data / "her2st", data / "dlpfc", data / "visium_lung"]
-    verb(out, "prepare", *sources, "--out", corpus, "--patients", out / "patients.csv", made=corpus)
+    verb(out, "prepare", *sources, "--out", corpus, "--patients", table, made=corpus)
     rows = []
     for held, other in (("151675", "151674"), ("151674", "151675")):
         run, file = out / f"run-{held}", out / f"{held}.h5ad"
@@ -94,8 +92,8 @@ def baselines(corpus: Corpus, held: str, other: str) -> list[tuple[str, str, dic
 def genes(data: Path, out: Path) -> None:
     """her2st: one patient held out of training, its genes predicted from the image."""
     corpus = out / "her2st"
-    verb(out, "prepare", data / "her2st", "--out", corpus, "--patients", out / "patients.csv",
-         made=corpus)  # fmt: skip
+    table = patients(out / "her2st.csv", {s: p for s, p in PATIENTS.items() if p in "AC"})
+    verb(out, "prepare", data / "her2st", "--out", corpus, "--patients", table, made=corpus)
     rows: list[dict[str, Any]] = []
     for held, fitted in (("C", "A"), ("A", "C")):
         run, head = out / f"run-{held}", out / f"head-{fitted}.safetensors"
@@ -149,6 +147,12 @@ def expression(slide: PreparedSlide, names: list[str]) -> np.ndarray:
     """log1p CP10k [N, genes]."""
     columns = pd.Index(slide.genes.symbols).get_indexer(names)
     return log_normalise(slide.counts[:, columns], slide.total_umi)[0].toarray().astype(np.float64)
+
+
+def patients(path: Path, of: dict[str, str]) -> Path:
+    """The table that `prepare --patients` reads; it names the slides of its sources, no others."""
+    pd.DataFrame({"slide": of.keys(), "patient": of.values()}).to_csv(path, index=False)
+    return path
 
 
 def verb(out: Path, *words: object, made: Path) -> None:
