@@ -1,0 +1,5 @@
+"""`python -m st_align.cli`."""
+
+from st_align.cli import main
+
+main()
