@@ -134,6 +134,7 @@ class Corpus:
             if has_image
             else None,
             niches={spec: self._niche(slide_id, spec, n, has_image) for spec in entry["niches"]},
+            licence=entry.get("licence", ""),
             warnings=tuple(entry["warnings"]),
         )
 

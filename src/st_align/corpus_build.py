@@ -270,7 +270,7 @@ def _prepare(task: _Task) -> str | None:
 def _whole(task: _Task) -> tuple[dict[str, Any], Columns]:
     """Entry and columns of a slide."""
     slide = prepare_slide(task.ref.read(), task.specs, spot_px=task.spot_px, niche_px=task.niche_px)
-    names = ("technology", "patient", "patient_origin", "tissue", "species", "um_per_px")
+    names = ("technology", "patient", "patient_origin", "tissue", "species", "licence", "um_per_px")
     entry = {name: getattr(slide, name) for name in names} | {
         "format": task.ref.format,
         "source": _source(task.ref),

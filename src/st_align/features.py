@@ -12,16 +12,18 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from st_align.corpus import Corpus, map_array
-from st_align.corpus_files import PART, locked, writing
+from st_align.corpus_files import PART, locked, write_json, writing
 from st_align.encoders.base import Encoded, FrozenEncoder, View
 from st_align.errors import CorpusError, ModelError
 from st_align.files import replace_file, sync_folder
 from st_align.geometry import incidence
+from st_align.provenance import frozen_facts, licences
 from st_align.slide import Niche, PreparedSlide
 
 BATCH = 64
@@ -30,6 +32,8 @@ _SYNC_EVERY = 16
 
 _LIMIT = float(np.finfo(np.float16).max)
 _FILES = ("tokens.npy", "pooled.npy")
+RECORD = "encoder.json"
+"""Beside them: the encoder, and the licences of its weights and of the slide."""
 
 Arrays = tuple[NDArray[np.float16], NDArray[np.float16]]
 Read = Callable[[int, int], tuple[Encoded, NDArray[np.bool_]]]
@@ -136,6 +140,13 @@ class _Work:
         n_spots, encoder = self.slide.n_spots, self.encoder
         return (n_spots, encoder.n_tokens, encoder.dim), (n_spots, encoder.dim)
 
+    @property
+    def record(self) -> dict[str, Any]:
+        """Where the features come from, and the licences behind them."""
+        facts = frozen_facts(self.encoder)
+        behind = licences({"encoders": {self.view: facts}}, self.slide.licence)
+        return {**facts, "view": self.view, "licences": behind}
+
     def encoded(self, first: int) -> Iterator[tuple[int, Arrays]]:
         """From spot `first` on: the row after a batch, and its tokens and pooled vectors."""
         from tqdm import tqdm
@@ -228,6 +239,7 @@ def _fill(folder: Path, work: _Work) -> None:
                 for column in columns:
                     column.sync()
                 replace_file(marker, str(stop).encode())
+        write_json(part / RECORD, work.record)
         marker.unlink()
         part.rename(folder)
         sync_folder(folder.parent)

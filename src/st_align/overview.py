@@ -6,11 +6,14 @@ from typing import Any
 
 import numpy as np
 
+from st_align import store
 from st_align.checkpoint import Run, is_run, load_run
 from st_align.corpus import Corpus, is_corpus
 from st_align.infer import without_counts
 from st_align.io import ReadOptions
 from st_align.io.detect import read_one, split_spec
+from st_align.predict import Head
+from st_align.provenance import licence_words, licences
 from st_align.slide import PreparedSlide, Slide
 from st_align.sources import corpus_slide
 
@@ -30,7 +33,13 @@ def overview(spec: str, *, verify: bool, no_image: bool) -> dict[str, Any]:
         return result
     if is_run(path):
         return _run_overview(load_run(path))
-    return _slide_overview(read_one(spec, options))
+    if path.suffix == ".safetensors":
+        return _head_overview(Head.load(path))
+    result = _slide_overview(read_one(spec, options))
+    if path.suffix == ".h5ad":
+        notes = store.read_notes(path)
+        result |= licence_words(notes.get("licences", {})) if notes else {}
+    return result
 
 
 def corpus_overview(corpus: Corpus, *, verify: bool = False) -> dict[str, Any]:
@@ -74,7 +83,20 @@ def _run_overview(run: Run) -> dict[str, Any]:
         "encoders": {
             role: f"{e['name']} ({e['licence']})" for role, e in facts.get("encoders", {}).items()
         },
+        **licence_words(licences(facts)),
         "software": facts.get("software", {}),
+    }
+
+
+def _head_overview(head: Head) -> dict[str, Any]:
+    return {
+        "kind": "gene head",
+        "genes": list(head.panel.genes),
+        "model_hash": head.model_hash,
+        "fitted_on": sorted(head.slides),
+        "n_spots": head.n_spots,
+        "cv_error": head.cv_error,
+        **licence_words(head.licences),
     }
 
 

@@ -61,6 +61,7 @@ def prepare_slide(
         counts=slide.counts,
         spot_patches=patches,
         niches=niches,
+        licence=slide.licence,
         warnings=slide_warnings(slide, niche_specs),
     )
 

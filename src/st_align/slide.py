@@ -53,6 +53,8 @@ class Slide:
     patient_origin: Literal["table", "obs", "study", "slide"]
     tissue: str = ""
     species: str = ""
+    licence: str = ""
+    """As the source states it; empty where it does not."""
     warnings: tuple[str, ...] = ()
 
     @property
@@ -93,6 +95,7 @@ class PreparedSlide:
     spot_patches: NDArray[np.uint8] | None
     """[N, p, p, 3]"""
     niches: Mapping[str, Niche]
+    licence: str = ""
     warnings: tuple[str, ...] = field(default=())
 
     @property
