@@ -17,6 +17,9 @@ from st_align.provenance import licence_words, licences
 from st_align.slide import PreparedSlide, Slide
 from st_align.sources import corpus_slide
 
+_SHOWN = 20
+"""Slides left out that are listed: an index names a thousand where a folder holds ten."""
+
 
 def overview(spec: str, *, verify: bool, no_image: bool) -> dict[str, Any]:
     """Look at whatever `spec` names; what is neither corpus, run nor slide is an error."""
@@ -149,7 +152,10 @@ def describe(result: dict[str, Any]) -> str:
         scale = "-" if slide["um_per_px"] is None else f"{slide['um_per_px']:.3g}"
         lines.append(f"  {id:<40} {slide['patient']:<16} {slide['n_spots']:>6}  {scale}")
         lines += [f"    warning: {text}" for text in slide["warnings"]]
-    lines += [f"  left out: {id}: {why}" for id, why in result["quarantined"].items()]
+    left_out = list(result["quarantined"].items())
+    lines += [f"  left out: {id}: {why}" for id, why in left_out[:_SHOWN]]
+    if len(left_out) > _SHOWN:
+        lines.append(f"  left out: {len(left_out) - _SHOWN:,} more, see quarantine.json")
     if "damaged" in result:
         lines += [f"  DAMAGED {id}: {'; '.join(bad)}" for id, bad in result["damaged"].items()]
         if not result["damaged"]:

@@ -63,6 +63,7 @@ def prepare_slide(
         niches=niches,
         licence=slide.licence,
         warnings=slide_warnings(slide, niche_specs),
+        image=image,
     )
 
 

@@ -97,6 +97,8 @@ class PreparedSlide:
     niches: Mapping[str, Niche]
     licence: str = ""
     warnings: tuple[str, ...] = field(default=())
+    image: ImageSource | None = None
+    """What it was cut from, where that is open."""
 
     @property
     def n_spots(self) -> int:

@@ -202,9 +202,10 @@ register(
             title="scFoundation, 100 M parameters, cell encoder",
             licence="non-commercial (scFoundation model licence)",
             gated=False,
-            source="models.ckpt as its authors share it (github.com/biomap-research/scFoundation), "
-            f"with {_GENES} of that repository beside it",
+            source="models.ckpt as its authors share it, the gene index from "
+            "github.com/biomap-research/scFoundation",
             files=(_WEIGHTS,),
+            beside=(_GENES,),
         ),
         load=ScFoundation,
         recognises=lambda tensors: any("token_emb.mlp2.weight" in name for name in tensors),
