@@ -42,7 +42,8 @@ def describe(result: dict[str, Any]) -> str:
     for name, found in result["encoders"].items():
         mark = "ok" if found["usable"] else "--"
         gated = ", gated" if found["gated"] else ""
-        lines.append(f"  {mark} {name:<20} {found['modality']}, {found['licence']}{gated}")
+        what = f"{found['title']}; {found['modality']}, {found['licence']}{gated}"
+        lines.append(f"  {mark} {name:<20} {what}")
         lines.append(f"     {'':<20} {found['reason']}")
         if found.get("sees"):
             lines.append(f"     {'':<20} sees {found['sees']}")
@@ -66,6 +67,7 @@ def _named(weights: Sequence[str]) -> dict[str, Any]:
 def _check(entry: TrainedEntry | FrozenEntry, settings: Config) -> dict[str, Any]:
     if isinstance(entry, TrainedEntry):
         return {
+            "title": "part of the model",
             "modality": entry.modality,
             "usable": True,
             "gated": False,
@@ -75,6 +77,7 @@ def _check(entry: TrainedEntry | FrozenEntry, settings: Config) -> dict[str, Any
         }
     path, encoder, reason = _try(entry, settings.encoders.get(entry.name, EncoderConfig()))
     return {
+        "title": entry.info.title,
         "modality": entry.modality,
         "usable": encoder is not None,
         "gated": entry.info.gated,

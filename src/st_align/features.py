@@ -9,6 +9,7 @@ import io
 import math
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -31,8 +32,10 @@ from st_align.recut import Cut, field_cut, field_px, field_warning, source_image
 from st_align.slide import Niche, PreparedSlide
 
 BATCH = 64
-_SYNC_EVERY = 16
-"""Batches between two syncs of a cache that is being filled."""
+_SYNC_EVERY, _SYNC_SECONDS = 16, 30.0
+"""Batches, and seconds, between two syncs of a cache that is being filled: a slow network must not
+lose what it took many minutes to see.
+"""
 
 _LIMIT = float(np.finfo(np.float16).max)
 _FILES = ("tokens.npy", "pooled.npy")
@@ -267,10 +270,13 @@ def _fill(folder: Path, work: _Work) -> None:
         first = min(safe, *(column.rows for column in columns)) // work.batch * work.batch
         for column in columns:
             column.cut(first)
+        synced = time.monotonic()
         for number, (stop, arrays) in enumerate(work.encoded(first), start=1):
             for column, values in zip(columns, arrays, strict=True):
                 column.append(values)
-            if number % _SYNC_EVERY == 0 or stop == work.slide.n_spots:
+            due = number % _SYNC_EVERY == 0 or time.monotonic() - synced > _SYNC_SECONDS
+            if due or stop == work.slide.n_spots:
+                synced = time.monotonic()
                 for column in columns:
                     column.sync()
                 replace_file(marker, str(stop).encode())

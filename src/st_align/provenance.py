@@ -100,3 +100,30 @@ def licence_words(record: Mapping[str, Any]) -> dict[str, str]:
         else "none of these licences says non-commercial",
     }
     return {name: text for name, text in words.items() if text}
+
+
+def model_card(facts: Mapping[str, Any]) -> str:
+    """Markdown for whoever gets the run: what it was trained on, and on which terms."""
+    slides, held = facts.get("slides", []), facts.get("held_out", {}).get("slides", [])
+    patients = {s.get("patient") for s in slides}
+    terms = [f"- {name}: {text}" for name, text in licence_words(licences(facts)).items()]
+    state = "finished" if facts.get("finished") else "not finished"
+    n_spots = sum(s.get("n_spots", 0) for s in slides)
+    lines = [
+        "# A model of ST-Align",
+        "",
+        f"Trained on {n_spots:,} spots of {len(slides)} slides from "
+        f"{len(patients)} patients; {facts.get('step', 0):,} of {facts.get('steps', 0):,} steps, "
+        f"{state}. Held out: {', '.join(held) or 'nothing'}.",
+        "",
+        "## Terms",
+        "",
+        *terms,
+        "",
+        "Whoever passes the model on, or what it made, passes these terms on. They are those that "
+        "the sources state; ST-Align's own code is BSD-3-Clause.",
+        "",
+        "Slides, settings and versions: `provenance.json`, `config.json`, or `st-align inspect`.",
+        "",
+    ]
+    return "\n".join(lines)
