@@ -62,7 +62,7 @@ def corpus(tmp_path):
 
 
 def ask(**options):
-    return FeatureRequest(**({"encoder": NAME, "view": "spot"} | options))
+    return FeatureRequest(**({"encoder": NAME} | options))
 
 
 def test_genes_found_by_each_route_and_spots_without_any_are_said(corpus, capsys):
@@ -117,7 +117,9 @@ def test_what_does_not_fit_says_what_would(corpus, options, words):
 
 
 def test_what_is_asked_for_may_be_said(corpus):
-    assert fill_features(corpus.path, ask(what="gene"))["what"] == "gene"
+    found = fill_features(corpus.path, ask(what="gene"))
+    assert (found["what"], found["view"]) == ("gene", "spot")
+    assert fill_features(corpus.path, ask(view="niche"))["computed"] == 2
 
 
 def test_doctor_tells_alternatives_from_files_that_belong_together():

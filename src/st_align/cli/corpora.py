@@ -73,7 +73,9 @@ def features(
     corpus: Annotated[Path, typer.Argument(metavar="CORPUS")],
     encoder: Annotated[str, typer.Option(help="Name of a frozen encoder; see `doctor`.")],
     weights: Annotated[Path | None, typer.Option(help="Its weights file or folder.")] = None,
-    view: Annotated[str, typer.Option(help="spot or niche.")] = "niche",
+    view: Annotated[
+        str | None, typer.Option(help="spot or niche; default: niche of images, spot of genes.")
+    ] = None,
     what: Annotated[
         str | None, typer.Option(help="image or gene; default: what the encoder reads.")
     ] = None,

@@ -24,11 +24,13 @@ _SHOWN = 5
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureRequest:
-    """Options of `st-align features`; `what` None is what the encoder reads."""
+    """Options of `st-align features`; `what` None is what the encoder reads, `view` None the one
+    for which the presets use encoders of its kind: niches for images, spots for genes.
+    """
 
     encoder: str
     weights: Path | None = None
-    view: str = "niche"
+    view: str | None = None
     what: str | None = None
     niche: str = "lattice"
     patch_um: float | None = None
@@ -37,11 +39,7 @@ class FeatureRequest:
 def fill_features(corpus_path: Path, request: FeatureRequest) -> dict[str, Any]:
     """`st-align features`: a frozen encoder over every slide of a corpus that has its modality."""
     corpus, entry = Corpus.open(corpus_path), _entry(request)
-    if request.view not in get_args(View):
-        raise ConfigError(
-            f"--view {request.view} is unknown", fix=nearest(request.view, get_args(View))
-        )
-    view = cast(View, request.view)
+    view = _view(request, entry)
     encoder = with_field(load_frozen(entry, request.weights), request.patch_um)
     if entry.modality == "image":
         print(f"{entry.name} sees {sees(encoder)}")
@@ -63,7 +61,7 @@ def fill_features(corpus_path: Path, request: FeatureRequest) -> dict[str, Any]:
             f"no slide of {corpus_path} was prepared with its image",
             fix="prepare the slides again without --no-image, into a new folder",
         )
-    for line in _said(entry, request, done, genes):
+    for line in _said(entry, view, done, genes):
         print(line)
     print_warnings(warnings)
     return {
@@ -99,6 +97,16 @@ def _entry(request: FeatureRequest) -> FrozenEntry:
     return entry
 
 
+def _view(request: FeatureRequest, entry: FrozenEntry) -> View:
+    if request.view is None:
+        return "niche" if entry.modality == "image" else "spot"
+    if request.view not in get_args(View):
+        raise ConfigError(
+            f"--view {request.view} is unknown", fix=nearest(request.view, get_args(View))
+        )
+    return cast(View, request.view)
+
+
 def _gene_facts(
     encoder: FrozenGenes, corpus: Corpus, id: str, features: Features
 ) -> dict[str, int]:
@@ -120,11 +128,11 @@ def _gene_facts(
 
 def _said(
     entry: FrozenEntry,
-    request: FeatureRequest,
+    view: View,
     done: Mapping[str, int],
     genes: Mapping[str, Mapping[str, int]],
 ) -> list[str]:
-    line = f"{entry.name}, {request.view} view: {done['computed']} slides computed, "
+    line = f"{entry.name}, {view} view: {done['computed']} slides computed, "
     line += f"{done['cached']} there already"
     lines = [line + (f", {done['without']} without {entry.modality}s" * (done["without"] > 0))]
     if not genes:
