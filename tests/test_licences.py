@@ -116,7 +116,7 @@ def test_a_run_its_files_and_the_report_say_it(run, slides, tmp_path):
     assert store.read_notes(file)["licences"] == licences(run.provenance, "CC0-1.0")
     assert Head.load(tmp_path / "head.safetensors").licences == licences(run.provenance)
     card = (folder / "MODEL_CARD.md").read_text()
-    assert "Trained on 72 spots of 2 slides from 2 patients; 6 of 6 steps, finished" in card
+    assert "Training slides 2, patients 2, spots 72; 6 of 6 steps, finished" in card
     assert "- use: non-commercial only, by the terms of uni" in card
     for given in ({"run": folder}, {"files": [file]}):
         page = build_report(tmp_path / "page.html", **given).read_text()

@@ -112,9 +112,9 @@ def model_card(facts: Mapping[str, Any]) -> str:
     lines = [
         "# A model of ST-Align",
         "",
-        f"Trained on {n_spots:,} spots of {len(slides)} slides from "
-        f"{len(patients)} patients; {facts.get('step', 0):,} of {facts.get('steps', 0):,} steps, "
-        f"{state}. Held out: {', '.join(held) or 'nothing'}.",
+        f"Training slides {len(slides):,}, patients {len(patients):,}, spots {n_spots:,}; "
+        f"{facts.get('step', 0):,} of {facts.get('steps', 0):,} steps, {state}. "
+        f"Held out: {', '.join(held) or 'nothing'}.",
         "",
         "## Terms",
         "",
