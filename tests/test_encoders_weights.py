@@ -352,3 +352,7 @@ def test_hub_is_asked_only_when_told_to(monkeypatch, tmp_path):
         find_weights(entry(), "hf:nobody/offline")
     with pytest.raises(ModelError, match="none of these files"):
         find_weights(entry("ctranspath"), "hf:some/body")
+    asked.clear()
+    with pytest.raises(ModelError, match=r"(?s)best_model\.pt, with args\.json and vocab\.json"):
+        find_weights(entry("scgpt"), "hf:some/mirror")
+    assert asked[0] == ("some/mirror", "args.json")

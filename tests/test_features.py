@@ -163,7 +163,11 @@ class TestCache:
         calls = encoder.calls
         cache(corpus, encoder)
         assert encoder.calls == calls == 4
-        assert sorted(p.name for p in folder.iterdir()) == ["pooled.npy", "tokens.npy"]
+        assert sorted(p.name for p in folder.iterdir()) == [
+            "encoder.json",
+            "pooled.npy",
+            "tokens.npy",
+        ]
         assert [p.name for p in folder.parent.iterdir()] == [folder.name]
 
     def test_fingerprint_view_and_niche_keep_caches_apart(self, corpus, folder):

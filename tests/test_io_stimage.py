@@ -129,6 +129,8 @@ def test_curation(root, meta):
     assert "coord/GSE4_GSM5_coord.csv" in found.absent["GSE4_GSM5"]
     slide = found.refs[0].read()
     assert (slide.tissue, slide.species) == ("breast", "human")
+    assert slide.licence == "MIT, as part of STimage-1K4M"
+    assert find_slides([root], ReadOptions()).refs[0].read().licence == ""
 
 
 def test_curation_over_both_technologies(root, meta):

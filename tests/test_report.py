@@ -115,7 +115,7 @@ def test_a_run_has_its_losses_settings_and_slides(folder, tmp_path):
     assert len(page.images()) == 1
     for words in (
         "Run my-run", "Preset tiny", "Training slides 2", "Training patients 2",
-        "toy-colour (BSD-3-Clause)", "s0 p0 36", "Held out: z (patients: Z).", "model.dim 8",
+        "toy-colour: BSD-3-Clause", "s0 p0 36", "Held out: z (patients: Z).", "model.dim 8",
         "900 spots/s", "Steps 6 of 6", "panel.n_genes 20",
     ):  # fmt: skip
         assert words in page.text

@@ -77,6 +77,7 @@ def test_a_run_folder_holds_all_that_is_promised(undisturbed):
     assert names == {
         *("model.safetensors", "config.json", "genes.txt", "preprocess.json"),
         *("provenance.json", "splits.json", "readout.safetensors", "metrics.jsonl", "trainer"),
+        "MODEL_CARD.md",
     }
     assert run.finished
     assert len(run.panel) == 12

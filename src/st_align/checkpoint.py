@@ -2,6 +2,7 @@
 
 model.safetensors  config.json  genes.txt  preprocess.json  provenance.json  splits.json
 readout.safetensors   once training has ended
+MODEL_CARD.md         what a person wants to know first, licences above all
 metrics.jsonl         one line per logged step
 trainer/step-N/       optimizer and position: to resume only, the last two kept
 """
@@ -25,17 +26,20 @@ from st_align.expression import TARGET_SUM, Panel
 from st_align.files import (
     read_json,
     read_tensors,
+    replace_file,
     sync_folder,
     unwritable,
     write_json,
     write_tensors,
 )
 from st_align.model import FrozenShape, STAlign
+from st_align.provenance import model_card
 from st_align.readout import Readouts
 
 SHIPPED = Path(__file__).parent / "models"
 MODEL, CONFIG, GENES = "model.safetensors", "config.json", "genes.txt"
 PREPROCESS, PROVENANCE, SPLITS = "preprocess.json", "provenance.json", "splits.json"
+CARD = "MODEL_CARD.md"
 READOUT, METRICS, TRAINER = "readout.safetensors", "metrics.jsonl", "trainer"
 MOMENTS = "optimizer.safetensors"
 _STATE = "step-"
@@ -133,6 +137,7 @@ def save_model(folder: Path, model: STAlign, provenance: Mapping[str, Any]) -> N
     """Write weights and provenance; the old ones stay until the new ones are whole."""
     write_tensors(folder / MODEL, model.state_dict())
     write_json(folder / PROVENANCE, provenance)
+    replace_file(folder / CARD, model_card(provenance).encode())
 
 
 def save_readouts(folder: Path, readouts: Readouts) -> None:

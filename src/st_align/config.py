@@ -79,9 +79,12 @@ class ReadoutConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
-    """`[encoders.NAME]`: where a pretrained encoder's weights lie."""
+    """`[encoders.NAME]`: where a pretrained encoder's weights lie; and, for an image encoder, the
+    side in um of the squares it is given in place of the corpus's patches.
+    """
 
     weights: str | None = None
+    patch_um: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

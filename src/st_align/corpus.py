@@ -2,6 +2,7 @@
 
     manifest.json      schema version, patch sizes, and an entry for each slide
     quarantine.json    slide -> why it could not be prepared
+    sources.json       slide -> where it was read from, relative to the corpus
     slides/ID/         slide.json (the slide's entry, and what it was made from), spots.parquet,
                        genes.parquet, counts/{data,indices,indptr}.npy, spot_patches.npy,
                        niches/SPEC/{neighbors,boxes,patches}.npy, features/ (filled by `features`)
@@ -19,7 +20,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import pandas as pd
@@ -36,6 +37,7 @@ from st_align.slide import Niche, PreparedSlide
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 QUARANTINE = "quarantine.json"
+SOURCES = "sources.json"
 RECORD = "slide.json"
 SPOTS = "spots.parquet"
 GENES = "genes.parquet"
@@ -52,6 +54,16 @@ _ENTRY = {
 }
 """Keys of a manifest, of a slide's record, and of the slide's entry in both."""
 _ANEW = "prepare the slides again into a new folder"
+
+
+class Source(NamedTuple):
+    """Where a slide was read from: what `prepare` was given, the format, and the image where one
+    was given for it.
+    """
+
+    path: Path
+    format: str
+    image: Path | None
 
 
 class Corpus:
@@ -108,6 +120,16 @@ class Corpus:
         """Where the columns of a slide lie."""
         return self.path / "slides" / slide_id
 
+    def source(self, slide_id: str) -> Source | None:
+        """Where a slide was read from; None where the corpus does not say."""
+        path = self.path / SOURCES
+        found = read_json(path).get(slide_id) if path.is_file() else None
+        if not isinstance(found, dict) or not {"path", "format", "image"} <= set(found):
+            return None
+        place, image = self.path / found["path"], found["image"]
+        image = None if image is None else Path(os.path.normpath(self.path / image))
+        return Source(Path(os.path.normpath(place)), found["format"], image)
+
     def slides(self, ids: Iterable[str] | None = None) -> list[PreparedSlide]:
         """The slides asked for, or all, in that order."""
         return [self.slide(i) for i in (self.ids if ids is None else ids)]
@@ -134,6 +156,7 @@ class Corpus:
             if has_image
             else None,
             niches={spec: self._niche(slide_id, spec, n, has_image) for spec in entry["niches"]},
+            licence=entry.get("licence", ""),
             warnings=tuple(entry["warnings"]),
         )
 

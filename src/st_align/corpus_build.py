@@ -23,6 +23,7 @@ from st_align.corpus import (
     QUARANTINE,
     RECORD,
     SCHEMA_VERSION,
+    SOURCES,
     Corpus,
     is_corpus,
     read_json,
@@ -104,6 +105,7 @@ def build_corpus(
             done = {ref.id for ref in refs} - set(failed)
             slides = _list(out, finished, tasks, failed, done)
             write_json(out / MANIFEST, _manifest(spot_px, niche_px, slides))
+            _keep_sources(out, refs)
             if not slides:
                 raise _none_left(failed)
     return Corpus.open(out)
@@ -270,7 +272,7 @@ def _prepare(task: _Task) -> str | None:
 def _whole(task: _Task) -> tuple[dict[str, Any], Columns]:
     """Entry and columns of a slide."""
     slide = prepare_slide(task.ref.read(), task.specs, spot_px=task.spot_px, niche_px=task.niche_px)
-    names = ("technology", "patient", "patient_origin", "tissue", "species", "um_per_px")
+    names = ("technology", "patient", "patient_origin", "tissue", "species", "licence", "um_per_px")
     entry = {name: getattr(slide, name) for name in names} | {
         "format": task.ref.format,
         "source": _source(task.ref),
@@ -335,6 +337,20 @@ def _source(ref: SlideRef) -> str:
     return Path(os.path.abspath(ref.source)).name
 
 
+def _keep_sources(out: Path, refs: Sequence[SlideRef]) -> None:
+    """Where slides were read from, as seen from the corpus: the image may be wanted again."""
+
+    def seen(path: Path | None) -> str | None:
+        return None if path is None else os.path.relpath(path, out)
+
+    path = out / SOURCES
+    places = {
+        ref.id: {"path": seen(ref.source), "format": ref.format, "image": seen(ref.image)}
+        for ref in refs
+    }
+    write_json(path, (read_json(path) if path.is_file() else {}) | places)
+
+
 def _taken(out: Path, ref: SlideRef, entry: Mapping[str, Any]) -> CorpusError:
     return CorpusError(
         f"the corpus {out} has a slide {ref.id!r} from another source",
@@ -346,7 +362,7 @@ def _taken(out: Path, ref: SlideRef, entry: Mapping[str, Any]) -> CorpusError:
 
 def _abandon(out: Path, existed: bool) -> None:
     """Leave no corpus behind that never held a slide."""
-    for name in (MANIFEST, QUARANTINE):
+    for name in (MANIFEST, QUARANTINE, SOURCES):
         (out / name).unlink(missing_ok=True)
     shutil.rmtree(out / "slides", ignore_errors=True)
     if not existed:

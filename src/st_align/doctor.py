@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from st_align.config import Config, EncoderConfig, override, preset, read_toml
-from st_align.encoders.base import FrozenEntry, TrainedEntry, registered
+from st_align.encoders.base import FrozenEncoder, FrozenEntry, TrainedEntry, registered
+from st_align.encoders.field import sees, with_field
 from st_align.encoders.lookup import ENV, find_weights
 from st_align.errors import ConfigError, StAlignError, nearest
 from st_align.provenance import software
@@ -41,8 +42,11 @@ def describe(result: dict[str, Any]) -> str:
     for name, found in result["encoders"].items():
         mark = "ok" if found["usable"] else "--"
         gated = ", gated" if found["gated"] else ""
-        lines.append(f"  {mark} {name:<20} {found['modality']}, {found['licence']}{gated}")
+        what = f"{found['title']}; {found['modality']}, {found['licence']}{gated}"
+        lines.append(f"  {mark} {name:<20} {what}")
         lines.append(f"     {'':<20} {found['reason']}")
+        if found.get("sees"):
+            lines.append(f"     {'':<20} sees {found['sees']}")
     if not all(found["usable"] for found in result["encoders"].values()):
         lines.append(f"Give weights with --weights NAME=PATH, in a config, or in the folder ${ENV}")
     return "\n".join(lines)
@@ -63,6 +67,7 @@ def _named(weights: Sequence[str]) -> dict[str, Any]:
 def _check(entry: TrainedEntry | FrozenEntry, settings: Config) -> dict[str, Any]:
     if isinstance(entry, TrainedEntry):
         return {
+            "title": "part of the model",
             "modality": entry.modality,
             "usable": True,
             "gated": False,
@@ -70,34 +75,35 @@ def _check(entry: TrainedEntry | FrozenEntry, settings: Config) -> dict[str, Any
             "weights": None,
             "reason": "trained with the model; needs no weights",
         }
-    given = settings.encoders.get(entry.name, EncoderConfig()).weights
-    path, usable, reason = _try(entry, given)
+    path, encoder, reason = _try(entry, settings.encoders.get(entry.name, EncoderConfig()))
     return {
+        "title": entry.info.title,
         "modality": entry.modality,
-        "usable": usable,
+        "usable": encoder is not None,
         "gated": entry.info.gated,
         "licence": entry.info.licence,
         "weights": None if path is None else str(path),
         "source": entry.info.source,
         "reason": reason,
+        "sees": sees(encoder) if encoder is not None and entry.modality == "image" else None,
     }
 
 
-def _try(entry: FrozenEntry, given: str | None) -> tuple[Path | None, bool, str]:
-    """Where the weights lie, whether they load, and what to know."""
+def _try(entry: FrozenEntry, given: EncoderConfig) -> tuple[Path | None, FrozenEncoder | None, str]:
+    """Where the weights lie, the encoder if they load, and what to know."""
     path = None
     try:
-        path = find_weights(entry, given)
+        path = find_weights(entry, given.weights)
         if path is None and entry.info.files:
-            files = ", ".join(entry.info.files)
-            return None, False, f"no weights given ({files}); {entry.info.source}"
-        encoder = entry.load(path)
+            said = f"no weights given: bring {entry.info.expected}; {entry.info.source}"
+            return None, None, said
+        encoder = with_field(entry.load(path), given.patch_um)
     except StAlignError as error:
-        return path, False, error.one_line()
+        return path, None, error.one_line()
     except ImportError as error:
         missing = [name for name in entry.info.requires if not _importable(name)]
-        return path, False, f"cannot import {', '.join(missing) or error.name}: {error}"
-    return path, True, f"{entry.info.source}; fingerprint {encoder.fingerprint}"
+        return path, None, f"cannot import {', '.join(missing) or error.name}: {error}"
+    return path, encoder, f"{entry.info.source}; fingerprint {encoder.fingerprint}"
 
 
 def _importable(name: str) -> bool:

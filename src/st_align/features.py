@@ -8,28 +8,39 @@ from __future__ import annotations
 import io
 import math
 import os
+import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
-from st_align.corpus import Corpus, map_array
-from st_align.corpus_files import PART, locked, writing
+from st_align.corpus import Corpus, map_array, read_json
+from st_align.corpus_files import PART, locked, write_json, writing
 from st_align.encoders.base import Encoded, FrozenEncoder, View
-from st_align.errors import CorpusError, ModelError
+from st_align.encoders.field import FieldEncoder
+from st_align.errors import CorpusError, ModelError, SlideError
 from st_align.files import replace_file, sync_folder
 from st_align.geometry import incidence
+from st_align.provenance import frozen_facts, licences
+from st_align.recut import Cut, field_cut, field_px, field_warning, source_image
 from st_align.slide import Niche, PreparedSlide
 
 BATCH = 64
-_SYNC_EVERY = 16
-"""Batches between two syncs of a cache that is being filled."""
+_SYNC_EVERY, _SYNC_SECONDS = 16, 30.0
+"""Batches, and seconds, between two syncs of a cache that is being filled: a slow network must not
+lose what it took many minutes to see.
+"""
 
 _LIMIT = float(np.finfo(np.float16).max)
 _FILES = ("tokens.npy", "pooled.npy")
+RECORD = "encoder.json"
+"""Beside them: the encoder, and the licences of its weights and of the slide."""
 
 Arrays = tuple[NDArray[np.float16], NDArray[np.float16]]
 Read = Callable[[int, int], tuple[Encoded, NDArray[np.bool_]]]
@@ -86,7 +97,8 @@ def cached_features(
     A slide that was left half-done goes on where it stopped; two processes do not fill one cache
     at once. A corpus that cannot be written to, or has no room, is an OutputError.
     """
-    work = _Work(corpus.slide(slide_id), encoder, view, niche_spec, batch, 0, progress)
+    slide = corpus.slide(slide_id)
+    work = _Work(slide, encoder, view, niche_spec, batch, 0, progress, corpus)
     if not work.possible:
         return None
     folder = feature_folder(corpus, slide_id, encoder, view, niche_spec)
@@ -112,6 +124,12 @@ def feature_folder(
     return corpus.folder(slide_id) / "features" / f"{encoder.name}-{encoder.fingerprint}-{place}"
 
 
+def feature_record(folder: Path) -> dict[str, Any]:
+    """What a folder of features says of itself; {} for one of an earlier version."""
+    path = folder / RECORD
+    return read_json(path) if path.is_file() else {}
+
+
 @dataclass(frozen=True)
 class _Work:
     """One slide to encode."""
@@ -123,6 +141,8 @@ class _Work:
     batch: int
     seed: int
     progress: bool
+    corpus: Corpus | None = None
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def possible(self) -> bool:
@@ -136,10 +156,16 @@ class _Work:
         n_spots, encoder = self.slide.n_spots, self.encoder
         return (n_spots, encoder.n_tokens, encoder.dim), (n_spots, encoder.dim)
 
+    @property
+    def record(self) -> dict[str, Any]:
+        """Where the features come from, and the licences behind them."""
+        facts = frozen_facts(self.encoder)
+        behind = licences({"encoders": {self.view: facts}}, self.slide.licence)
+        field = {"patch_um": getattr(self.encoder, "patch_um", None), "warnings": self.warnings}
+        return {**facts, "view": self.view, **field, "licences": behind}
+
     def encoded(self, first: int) -> Iterator[tuple[int, Arrays]]:
         """From spot `first` on: the row after a batch, and its tokens and pooled vectors."""
-        from tqdm import tqdm
-
         n_spots = self.slide.n_spots
         read = self._images() if self.encoder.modality == "image" else self._genes()
         starts = range(first, n_spots, self.batch)
@@ -163,13 +189,36 @@ class _Work:
     def _images(self) -> Read:
         niche = self._niche()
         patches = self.slide.spot_patches if niche is None else niche.patches
+        if isinstance(self.encoder, FieldEncoder):
+            cut = self._field(self.encoder)
+        else:
+
+            def cut(start: int, stop: int) -> NDArray[np.uint8]:
+                # A copy: PyTorch warns of arrays that it may not write to.
+                return np.array(patches[start:stop])  # type: ignore[index]
 
         def read(start: int, stop: int) -> tuple[Encoded, NDArray[np.bool_]]:
-            # A copy: PyTorch warns of arrays that it may not write to.
-            batch = np.array(patches[start:stop])  # type: ignore[index]
-            return self.encoder.encode_images(batch), np.ones(stop - start, np.bool_)
+            return self.encoder.encode_images(cut(start, stop)), np.ones(stop - start, np.bool_)
 
         return read
+
+    def _field(self, encoder: FieldEncoder) -> Cut:
+        """Squares cut from the slide's image, which is opened again where it is not at hand."""
+        slide = self.slide
+        image = slide.image
+        if image is None and self.corpus is not None:
+            image = source_image(self.corpus, slide)
+        if image is None:
+            raise SlideError(
+                f"the image of slide {slide.id!r} is not at hand",
+                expected=f"an image to cut squares of {encoder.patch_um:g} um from",
+            )
+        px = field_px(slide, encoder, self.view)
+        if warning := field_warning(image, slide, encoder, px):
+            self.warnings.append(warning)
+            if self.progress:
+                tqdm.write(f"warning: {warning}", file=sys.stderr)
+        return field_cut(image, slide, encoder, self.view, self.niche_spec)
 
     def _genes(self) -> Read:
         slide, niche = self.slide, self._niche()
@@ -221,13 +270,17 @@ def _fill(folder: Path, work: _Work) -> None:
         first = min(safe, *(column.rows for column in columns)) // work.batch * work.batch
         for column in columns:
             column.cut(first)
+        synced = time.monotonic()
         for number, (stop, arrays) in enumerate(work.encoded(first), start=1):
             for column, values in zip(columns, arrays, strict=True):
                 column.append(values)
-            if number % _SYNC_EVERY == 0 or stop == work.slide.n_spots:
+            due = number % _SYNC_EVERY == 0 or time.monotonic() - synced > _SYNC_SECONDS
+            if due or stop == work.slide.n_spots:
+                synced = time.monotonic()
                 for column in columns:
                     column.sync()
                 replace_file(marker, str(stop).encode())
+        write_json(part / RECORD, work.record)
         marker.unlink()
         part.rename(folder)
         sync_folder(folder.parent)

@@ -31,7 +31,7 @@ from st_align.features import Features, cached_features, slide_features
 from st_align.loader import VIEW, SpotData, frozen_encoders, slide_inputs
 from st_align.model import MODALITY
 from st_align.mosaic import mosaic
-from st_align.provenance import config_hash
+from st_align.provenance import config_hash, licences
 from st_align.slide import SPOT_UM, PreparedSlide
 
 if TYPE_CHECKING:
@@ -202,6 +202,8 @@ def to_anndata(
             "spot_diameter_fullres": SPOT_UM[slide.technology] / slide.um_per_px,
         }
         adata.uns[keys.SPATIAL] = {slide.id: {"images": {"hires": image}, "scalefactors": factors}}
+    if slide.licence:
+        adata.uns["licence"] = slide.licence
     store.note(adata, **_notes(run, slide, embeddings, use))
     return adata
 
@@ -224,6 +226,7 @@ def _notes(run: Run, slide: PreparedSlide, embeddings: SlideEmbeddings, use: Use
         "n_masked": 0 if slide.counts is None else int((~(slide.total_umi > 0)).sum()),
         "trained_on": training_slides(run),
         "warnings": list(embeddings.warnings),
+        "licences": licences(run.provenance, slide.licence),
         "provenance": provenance,
     }
 

@@ -22,8 +22,9 @@ from torch import Tensor
 
 from st_align.augment import augment
 from st_align.batch import ROLES, Batch, Role
-from st_align.config import Config
+from st_align.config import Config, EncoderConfig
 from st_align.encoders.base import Encoded, FrozenEncoder, View
+from st_align.encoders.field import with_field
 from st_align.encoders.lookup import load_frozen
 from st_align.errors import CorpusError
 from st_align.geometry import ring_mean
@@ -185,8 +186,8 @@ def frozen_encoders(config: Config) -> dict[Role, FrozenEncoder]:
     roles: dict[Role, FrozenEncoder] = {}
     for role, entry in frozen_roles(config.model).items():
         if entry.name not in loaded:
-            own = config.encoders.get(entry.name)
-            loaded[entry.name] = load_frozen(entry, own.weights if own else None)
+            own = config.encoders.get(entry.name, EncoderConfig())
+            loaded[entry.name] = with_field(load_frozen(entry, own.weights), own.patch_um)
         roles[role] = loaded[entry.name]
     return roles
 

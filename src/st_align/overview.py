@@ -6,13 +6,19 @@ from typing import Any
 
 import numpy as np
 
+from st_align import store
 from st_align.checkpoint import Run, is_run, load_run
 from st_align.corpus import Corpus, is_corpus
 from st_align.infer import without_counts
 from st_align.io import ReadOptions
 from st_align.io.detect import read_one, split_spec
+from st_align.predict import Head
+from st_align.provenance import licence_words, licences
 from st_align.slide import PreparedSlide, Slide
 from st_align.sources import corpus_slide
+
+_SHOWN = 20
+"""Slides left out that are listed: an index names a thousand where a folder holds ten."""
 
 
 def overview(spec: str, *, verify: bool, no_image: bool) -> dict[str, Any]:
@@ -30,7 +36,13 @@ def overview(spec: str, *, verify: bool, no_image: bool) -> dict[str, Any]:
         return result
     if is_run(path):
         return _run_overview(load_run(path))
-    return _slide_overview(read_one(spec, options))
+    if path.suffix == ".safetensors":
+        return _head_overview(Head.load(path))
+    result = _slide_overview(read_one(spec, options))
+    if path.suffix == ".h5ad":
+        notes = store.read_notes(path)
+        result |= licence_words(notes.get("licences", {})) if notes else {}
+    return result
 
 
 def corpus_overview(corpus: Corpus, *, verify: bool = False) -> dict[str, Any]:
@@ -74,7 +86,20 @@ def _run_overview(run: Run) -> dict[str, Any]:
         "encoders": {
             role: f"{e['name']} ({e['licence']})" for role, e in facts.get("encoders", {}).items()
         },
+        **licence_words(licences(facts)),
         "software": facts.get("software", {}),
+    }
+
+
+def _head_overview(head: Head) -> dict[str, Any]:
+    return {
+        "kind": "gene head",
+        "genes": list(head.panel.genes),
+        "model_hash": head.model_hash,
+        "fitted_on": sorted(head.slides),
+        "n_spots": head.n_spots,
+        "cv_error": head.cv_error,
+        **licence_words(head.licences),
     }
 
 
@@ -127,7 +152,10 @@ def describe(result: dict[str, Any]) -> str:
         scale = "-" if slide["um_per_px"] is None else f"{slide['um_per_px']:.3g}"
         lines.append(f"  {id:<40} {slide['patient']:<16} {slide['n_spots']:>6}  {scale}")
         lines += [f"    warning: {text}" for text in slide["warnings"]]
-    lines += [f"  left out: {id}: {why}" for id, why in result["quarantined"].items()]
+    left_out = list(result["quarantined"].items())
+    lines += [f"  left out: {id}: {why}" for id, why in left_out[:_SHOWN]]
+    if len(left_out) > _SHOWN:
+        lines.append(f"  left out: {len(left_out) - _SHOWN:,} more, see quarantine.json")
     if "damaged" in result:
         lines += [f"  DAMAGED {id}: {'; '.join(bad)}" for id, bad in result["damaged"].items()]
         if not result["damaged"]:

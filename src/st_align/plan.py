@@ -19,8 +19,8 @@ from st_align.errors import ConfigError, CorpusError, ModelError
 from st_align.expression import Panel, PanelExpression, choose_panel
 from st_align.features import Features, cached_features
 from st_align.loader import VIEW, SlideInputs, SpotData, frozen_encoders, slide_inputs
-from st_align.model import STAlign, frozen_roles
-from st_align.provenance import config_hash, encoder_facts, software
+from st_align.model import STAlign
+from st_align.provenance import NOT_STATED, config_hash, frozen_facts, software
 from st_align.sampling import batch_size, rank_rows, steps_per_epoch
 from st_align.schedules import n_epochs
 from st_align.slide import PreparedSlide
@@ -98,7 +98,7 @@ def plan_training(
     )
     provenance = {
         **_origin(corpus, slides, config, splits, panel, init),
-        "encoders": encoder_facts(frozen_roles(config.model), encoders),
+        "encoders": {role: frozen_facts(encoder) for role, encoder in encoders.items()},
         "machine": machine(fabric),
         **dataclasses.asdict(length),
     }
@@ -315,6 +315,7 @@ def _slide_facts(corpus: Corpus, slide: PreparedSlide) -> dict[str, Any]:
         "id": slide.id,
         "patient": slide.patient,
         "n_spots": slide.n_spots,
+        "licence": slide.licence or NOT_STATED,
         "sha256": corpus.entry(slide.id)["sha256"],
     }
 

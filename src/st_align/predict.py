@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,7 @@ from st_align.expression import Panel, choose_panel, log_normalise, panel_column
 from st_align.features import Features
 from st_align.geometry import ring_mean
 from st_align.infer import Embedder, run_hash, without_counts
+from st_align.provenance import licences
 from st_align.ridge import Moments, choose_alpha, moments, solve, total
 from st_align.slide import PreparedSlide
 
@@ -67,6 +68,8 @@ class Head:
     slides: Mapping[str, str]
     """Patient of every slide it was fitted on."""
     n_spots: int
+    licences: Mapping[str, Any] = field(default_factory=dict)
+    """Behind the run it belongs to, whose training slides it was fitted on."""
 
     def save(self, path: Path) -> None:
         """One safetensors file, written whole or not at all."""
@@ -172,6 +175,7 @@ def fit_head(
         model_hash=run_hash(run),
         slides={s.id: s.patient for s in sorted(usable, key=lambda s: s.id)},
         n_spots=int(sum((s.total_umi > 0).sum() for s in usable)),
+        licences=licences(run.provenance),
     )
 
 

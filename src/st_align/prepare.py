@@ -61,7 +61,9 @@ def prepare_slide(
         counts=slide.counts,
         spot_patches=patches,
         niches=niches,
+        licence=slide.licence,
         warnings=slide_warnings(slide, niche_specs),
+        image=image,
     )
 
 

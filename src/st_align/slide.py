@@ -53,6 +53,8 @@ class Slide:
     patient_origin: Literal["table", "obs", "study", "slide"]
     tissue: str = ""
     species: str = ""
+    licence: str = ""
+    """As the source states it; empty where it does not."""
     warnings: tuple[str, ...] = ()
 
     @property
@@ -93,7 +95,10 @@ class PreparedSlide:
     spot_patches: NDArray[np.uint8] | None
     """[N, p, p, 3]"""
     niches: Mapping[str, Niche]
+    licence: str = ""
     warnings: tuple[str, ...] = field(default=())
+    image: ImageSource | None = None
+    """What it was cut from, where that is open."""
 
     @property
     def n_spots(self) -> int:

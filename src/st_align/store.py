@@ -47,7 +47,10 @@ def note(adata: AnnData, **items: Any) -> None:
 
 def notes(adata: AnnData) -> dict[str, Any]:
     """What `note` kept, decoded; {} for a file of another origin. Damaged: SlideError."""
-    kept = adata.uns.get(keys.UNS)
+    return _all_decoded(adata.uns.get(keys.UNS))
+
+
+def _all_decoded(kept: Any) -> dict[str, Any]:
     if not isinstance(kept, Mapping):
         return {}
     return dict(_decoded(str(name), value) for name, value in kept.items())
@@ -62,6 +65,18 @@ def _decoded(name: str, value: Any) -> tuple[str, Any]:
         raise SlideError(
             f"uns[{keys.UNS!r}][{name!r}] is damaged", expected="JSON", found=str(error)
         ) from error
+
+
+def read_notes(path: Path) -> dict[str, Any]:
+    """`notes` of a file, of which nothing else is read."""
+    import h5py
+    from anndata.io import read_elem
+
+    require_file(path, "the .h5ad file")
+    with h5py.File(path, "r") as file:
+        kept = file.get(f"uns/{keys.UNS}")
+        found = read_elem(kept) if kept is not None else {}
+    return _all_decoded(found)
 
 
 def coordinates(adata: AnnData) -> NDArray[np.float64]:

@@ -73,14 +73,26 @@ def features(
     corpus: Annotated[Path, typer.Argument(metavar="CORPUS")],
     encoder: Annotated[str, typer.Option(help="Name of a frozen encoder; see `doctor`.")],
     weights: Annotated[Path | None, typer.Option(help="Its weights file or folder.")] = None,
-    view: Annotated[str, typer.Option(help="spot or niche.")] = "niche",
+    view: Annotated[
+        str | None, typer.Option(help="spot or niche; default: niche of images, spot of genes.")
+    ] = None,
+    what: Annotated[
+        str | None, typer.Option(help="image or gene; default: what the encoder reads.")
+    ] = None,
     niche: Annotated[str, typer.Option(help="Of the niche view: lattice, k3, k<N>.")] = "lattice",
+    patch_um: Annotated[
+        float | None,
+        typer.Option(help="Read the slides' own images again, in squares of this side in um."),
+    ] = None,
     json: Json = None,
 ) -> None:
     """Run a frozen encoder once over a corpus and cache what it gives."""
-    from st_align.commands.train import fill_features
+    from st_align.commands.features import FeatureRequest, fill_features
 
-    emit(fill_features(corpus, encoder, weights, view, niche), json)
+    request = FeatureRequest(
+        encoder=encoder, weights=weights, view=view, what=what, niche=niche, patch_um=patch_um
+    )
+    emit(fill_features(corpus, request), json)
 
 
 @app.command()

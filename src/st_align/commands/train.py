@@ -1,4 +1,4 @@
-"""`st-align features` and `st-align train`."""
+"""`st-align train`."""
 
 from __future__ import annotations
 
@@ -7,52 +7,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any
 
 from torch import distributed
-from tqdm import tqdm
 
 from st_align.config import Config, override, preset, read_toml
 from st_align.corpus import Corpus
-from st_align.encoders.base import FrozenEntry, View, find, registered
-from st_align.encoders.lookup import load_frozen
-from st_align.errors import ConfigError, nearest
-from st_align.features import cached_features, feature_folder
 from st_align.infer import training_slides
 from st_align.train import train
-
-
-def fill_features(
-    corpus_path: Path, name: str, weights: Path | None, view: str, niche_spec: str
-) -> dict[str, Any]:
-    """`st-align features`: a frozen encoder over every slide of a corpus that has its modality."""
-    corpus = Corpus.open(corpus_path)
-    entry = find(name)
-    if not isinstance(entry, FrozenEntry):
-        raise ConfigError(
-            f"{name} is trained with the model: it has no features to keep",
-            fix=nearest("", [n for n, e in registered().items() if isinstance(e, FrozenEntry)]),
-        )
-    if view not in get_args(View):
-        raise ConfigError(f"--view {view} is unknown", fix=nearest(view, get_args(View)))
-    encoder = load_frozen(entry, weights)
-    seen, computed, cached = cast(View, view), 0, 0
-    for id in tqdm(corpus.ids, desc=name, unit="slide"):
-        there = feature_folder(corpus, id, encoder, seen, niche_spec).is_dir()
-        found = cached_features(corpus, id, encoder, seen, niche_spec=niche_spec, progress=True)
-        cached += there
-        computed += found is not None and not there
-    without = len(corpus.ids) - computed - cached
-    print(f"{name}, {view} view: {computed} slides computed, {cached} there already", end="")
-    print(f", {without} without {entry.modality}s" if without else "")
-    return {
-        "encoder": name,
-        "view": view,
-        "fingerprint": encoder.fingerprint,
-        "computed": computed,
-        "cached": cached,
-        "without": without,
-    }
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -48,6 +48,14 @@ class EncoderInfo(NamedTuple):
     """Importable modules that must be installed."""
     hub: str | None = None
     """OWNER/NAME of the published repository on the Hugging Face hub."""
+    beside: tuple[str, ...] = ()
+    """Files that must lie in the same folder as the weights."""
+
+    @property
+    def expected(self) -> str:
+        """The files to bring, in words."""
+        words = " or ".join(filter(None, (", ".join(self.files[:-1]), *self.files[-1:])))
+        return f"{words}, with {' and '.join(self.beside)} in its folder" if self.beside else words
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -56,7 +56,7 @@ def find_weights(entry: FrozenEntry, given: str | Path | None) -> Path | None:
 
 def weights_file(path: Path | None, info: EncoderInfo, name: str) -> Path:
     """The weights file at `path`: itself, or the file of a published name in that folder."""
-    published = " or ".join(info.files)
+    published = info.expected
     if path is None:
         raise ModelError(
             f"no weights are given for encoder {name!r}",
@@ -98,6 +98,8 @@ def _from_hub(entry: FrozenEntry, repository: str) -> Path:
     problem = "none of these files"
     for file in entry.info.files:
         try:
+            for other in entry.info.beside:
+                hub.hf_hub_download(repository, other)  # into the folder of the weights
             return Path(hub.hf_hub_download(repository, file))
         except LocalEntryNotFoundError as error:  # the hub cannot be reached
             problem = str(error)
@@ -108,7 +110,7 @@ def _from_hub(entry: FrozenEntry, repository: str) -> Path:
         break
     raise ModelError(
         f"cannot fetch the weights of {entry.name!r} from the hub repository {repository}",
-        expected=" or ".join(entry.info.files),
+        expected=entry.info.expected,
         found=problem.strip().splitlines()[0],
         fix=f"{entry.info.source}; sign in with `hf auth login`, or give a local path",
     )

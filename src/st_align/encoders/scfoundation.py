@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,15 +16,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from st_align.encoders._genes import FrozenGenes
 from st_align.encoders._layout import Layout, place
-from st_align.encoders._ragged import PostNormLayer, TokenSet, encode_sets
+from st_align.encoders._ragged import PostNormLayer, TokenSet
 from st_align.encoders._weights import fingerprint, is_state_dict, read_checkpoint
-from st_align.encoders.base import Encoded, EncoderInfo, FrozenEntry, Modality, register
+from st_align.encoders.base import EncoderInfo, FrozenEntry, register
 from st_align.encoders.gene_vocabulary import GeneVocabulary, table_digest
 from st_align.errors import ModelError, require_file
-
-if TYPE_CHECKING:
-    from st_align.expression import Genes
 
 _WEIGHTS, _GENES = "models.ckpt", "OS_scRNA_gene_index.19264.tsv"
 _PART = "cell"
@@ -38,18 +36,16 @@ _LAYOUT = Layout(
 _PREPROCESSING = "log1p CP10k over the gene index, T = 4, S = log10(total); S, T, max, mean"
 
 
-class ScFoundation:
+class ScFoundation(FrozenGenes):
     """The `FrozenEncoder`: one token [B, 1, 3072] that is also the pooled vector [B, 3072].
 
     It is the final vectors of the tokens S and T (the library seen, the library asked for) and the
     maximum and mean over the genes. A spot with fewer than two molecules of the gene index has no
-    S (its logarithm is zero or less) and gets zeros. Runs on the GPU where there is one, in
-    bfloat16 there, and returns float32 tensors of the CPU.
+    S (its logarithm is zero or less) and gets zeros. Nothing is drawn at random. As upstream, the
+    library is that of the gene index alone and not the slide's `total_umi`.
     """
 
     name = "scfoundation"
-    modality: Modality = "gene"
-    n_tokens = 1
 
     def __init__(self, weights: Path | None, *, device: torch.device | None = None) -> None:
         """`weights`: `models.ckpt` with the gene index beside it, or the folder of both."""
@@ -57,46 +53,29 @@ class ScFoundation:
             raise ModelError("scfoundation needs weights", expected=f"{_WEIGHTS} or its folder")
         path = weights / _WEIGHTS if weights.is_dir() else weights
         tensors, bin_alpha = _read_part(path)
-        self.network = _load(tensors, bin_alpha, path)
-        names = _read_gene_index(path.parent / _GENES, self.network.pos_emb.num_embeddings - 3)
-        self.vocabulary = GeneVocabulary({name: place for place, name in enumerate(names)})
+        network = _load(tensors, bin_alpha, path)
+        names = _read_gene_index(path.parent / _GENES, network.pos_emb.num_embeddings - 3)
         self.n_genes = len(names)
-        self.dim = 4 * self.network.pos_emb.embedding_dim
-        self.fingerprint = fingerprint(
-            path, "\n".join((_PREPROCESSING, repr(bin_alpha), *names, table_digest()))
+        super().__init__(
+            network,
+            GeneVocabulary({name: place for place, name in enumerate(names)}),
+            dim=4 * network.pos_emb.embedding_dim,
+            mark=fingerprint(
+                path, "\n".join((_PREPROCESSING, repr(bin_alpha), *names, table_digest()))
+            ),
+            device=device,
         )
-        self._device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.network.to(self._device)
 
-    def encode_images(self, patches: NDArray[np.uint8]) -> Encoded:
-        """Not possible: it reads genes."""
-        raise TypeError(f"{self.name} reads genes")
-
-    def encode_genes(
-        self, counts: Any, genes: Genes, total_umi: NDArray[np.float64], rng: np.random.Generator
-    ) -> Encoded:
-        """Raw counts (CSR [B, all genes]) -> float32 tokens [B, 1, 4 D] and pooled [B, 4 D].
-
-        Nothing is drawn at random. As upstream, the library is that of the gene index alone and
-        not `total_umi`. Slides with no gene of the index are a ModelError.
-        """
-        match = self.vocabulary.match(genes)
-        found = match.select(counts)
-        spots = [
-            self.token_set(match.tokens[found.indices[start:stop]], found.data[start:stop])
-            for start, stop in zip(found.indptr[:-1], found.indptr[1:], strict=True)
-        ]
-        pooled = encode_sets(self.network, spots, self.dim, self._device)
-        return Encoded(pooled[:, None], pooled)
-
-    def token_set(self, places: NDArray[np.int64], counts: NDArray[Any]) -> TokenSet | None:
+    def token_set(
+        self, ids: NDArray[np.int64], counts: NDArray[Any], salt: int = 0
+    ) -> TokenSet | None:
         """What the network reads of one spot: its genes, then T and S."""
         total = counts.sum(dtype=np.float64)
         if total <= 1:
             return None
         values = np.log1p(counts / total * 1e4)
         return TokenSet(
-            np.concatenate([places, [self.n_genes, self.n_genes + 1]]),
+            np.concatenate([ids, [self.n_genes, self.n_genes + 1]]),
             np.concatenate([values, [_TARGET_DEPTH, np.log10(total)]]).astype(np.float32),
         )
 
@@ -197,7 +176,7 @@ def _load(tensors: Mapping[str, Tensor], bin_alpha: float, path: Path) -> _Netwo
     placed = place(tensors, network.state_dict(), path, ScFoundation.name, [_LAYOUT])
     copies = {name: tensor.clone() for name, tensor in placed.items()}  # out of the mapped file
     network.load_state_dict(copies, assign=True)
-    return network.requires_grad_(False).eval()
+    return network
 
 
 def _read_gene_index(path: Path, n_genes: int) -> list[str]:
@@ -223,9 +202,10 @@ register(
             title="scFoundation, 100 M parameters, cell encoder",
             licence="non-commercial (scFoundation model licence)",
             gated=False,
-            source="models.ckpt as its authors share it (github.com/biomap-research/scFoundation), "
-            f"with {_GENES} of that repository beside it",
+            source="models.ckpt as its authors share it, the gene index from "
+            "github.com/biomap-research/scFoundation",
             files=(_WEIGHTS,),
+            beside=(_GENES,),
         ),
         load=ScFoundation,
         recognises=lambda tensors: any("token_emb.mlp2.weight" in name for name in tensors),

@@ -11,7 +11,7 @@ import json
 import re
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,15 +19,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from st_align.encoders._genes import FrozenGenes
 from st_align.encoders._layout import Layout, place
-from st_align.encoders._ragged import PostNormLayer, TokenSet, encode_sets
+from st_align.encoders._ragged import PostNormLayer, TokenSet
 from st_align.encoders._weights import fingerprint, read_state_dict
-from st_align.encoders.base import Encoded, EncoderInfo, FrozenEntry, Modality, register
+from st_align.encoders.base import EncoderInfo, FrozenEntry, register
 from st_align.encoders.gene_vocabulary import GeneVocabulary, table_digest
 from st_align.errors import ModelError, require_file
-
-if TYPE_CHECKING:
-    from st_align.expression import Genes
 
 _FILES = ("args.json", "vocab.json", "best_model.pt")
 _CLS = "<cls>"
@@ -36,16 +34,16 @@ _LAYOUT = Layout(unneeded=(r"decoder\.", r"cls_decoder\.", r"mvc_decoder\.", r"f
 _PREPROCESSING = "raw counts in quantile bins, chance seeded by the spot's own counts, cls / |cls|"
 
 
-class ScGpt:
+class ScGpt(FrozenGenes):
     """The `FrozenEncoder`: one token [B, 1, D] that is also the pooled vector [B, D], of length 1.
 
-    A spot without any gene of the vocabulary gets zeros. Runs on the GPU where there is one, in
-    bfloat16 there, and returns float32 tensors of the CPU.
+    Chance decides ties of the binning and which genes are read where there are too many. Each spot
+    draws from a generator of its own, seeded by the run's seed and by the spot's counts, so the
+    other spots of a batch and the order of spots and genes do not matter. A spot without any gene
+    of the vocabulary gets zeros.
     """
 
     name = "scgpt"
-    modality: Modality = "gene"
-    n_tokens = 1
 
     def __init__(self, weights: Path | None, *, device: torch.device | None = None) -> None:
         """`weights`: the folder of a published checkpoint, or its `best_model.pt`."""
@@ -53,46 +51,27 @@ class ScGpt:
         args_path, vocab_path, weights_path = (folder / name for name in _FILES)
         self.args = _Args.read(args_path)
         tokens = _read_vocabulary(vocab_path)
-        self.network = _load(weights_path, self.args, n_tokens=max(tokens.values()) + 1)
-        self.vocabulary = GeneVocabulary({n: i for n, i in tokens.items() if n[:1] != "<"})
-        self.dim = self.args.embsize
-        self.fingerprint = fingerprint(
-            weights_path,
-            "\n".join((_PREPROCESSING, repr(self.args), json.dumps(tokens), table_digest())),
-        )
         self._cls = tokens[_CLS]
-        self._device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.network.to(self._device)
-
-    def encode_images(self, patches: NDArray[np.uint8]) -> Encoded:
-        """Not possible: it reads genes."""
-        raise TypeError(f"{self.name} reads genes")
-
-    def encode_genes(
-        self, counts: Any, genes: Genes, total_umi: NDArray[np.float64], rng: np.random.Generator
-    ) -> Encoded:
-        """Raw counts (CSR [B, all genes]) -> float32 tokens [B, 1, D] and pooled [B, D].
-
-        Chance decides ties of the binning and which genes are read where there are too many. Each
-        spot draws from a generator of its own, seeded by `rng` and by the spot's counts, so the
-        other spots of a batch and the order of spots and genes do not matter. Slides with no gene
-        of the vocabulary are a ModelError.
-        """
-        match = self.vocabulary.match(genes)
-        found, salt = match.select(counts), int(rng.integers(2**63))
-        spots = []
-        for start, stop in zip(found.indptr[:-1], found.indptr[1:], strict=True):
-            ids, values = match.tokens[found.indices[start:stop]], found.data[start:stop]
-            spots.append(self.token_set(ids, values.astype(np.float32), salt) if len(ids) else None)
-        pooled = encode_sets(self.network, spots, self.dim, self._device)
-        return Encoded(pooled[:, None], pooled)
+        super().__init__(
+            _load(weights_path, self.args, n_tokens=max(tokens.values()) + 1),
+            GeneVocabulary({n: i for n, i in tokens.items() if n[:1] != "<"}),
+            dim=self.args.embsize,
+            mark=fingerprint(
+                weights_path,
+                "\n".join((_PREPROCESSING, repr(self.args), json.dumps(tokens), table_digest())),
+            ),
+            device=device,
+        )
 
     def token_set(
-        self, ids: NDArray[np.int64], counts: NDArray[np.float32], salt: int = 0
-    ) -> TokenSet:
+        self, ids: NDArray[np.int64], counts: NDArray[Any], salt: int = 0
+    ) -> TokenSet | None:
         """What the network reads of one spot: `<cls>`, then its genes [n] with their bins; at most
         `max_seq_len` tokens, drawn at random where there are more.
         """
+        if not len(ids):
+            return None
+        counts = counts.astype(np.float32)
         content = hashlib.blake2b(ids.tobytes() + counts.tobytes(), digest_size=16).digest()
         rng = np.random.default_rng([salt, int.from_bytes(content)])
         bins = bin_values(counts, rng.random(len(counts)), self.args.n_bins)
@@ -201,7 +180,7 @@ def _load(path: Path, args: _Args, n_tokens: int) -> _Network:
         network = _Network(args, n_tokens if table is None else len(table))
     placed = place(tensors, network.state_dict(), path, ScGpt.name, [_LAYOUT])
     network.load_state_dict(placed, assign=True)
-    return network.requires_grad_(False).eval()
+    return network
 
 
 def _torch_name(name: str) -> str:
@@ -248,7 +227,8 @@ register(
             licence="MIT",
             gated=False,
             source="the whole-human folder of its authors' model zoo (github.com/bowang-lab/scGPT)",
-            files=_FILES,
+            files=_FILES[-1:],
+            beside=_FILES[:-1],
         ),
         load=ScGpt,
         recognises=lambda tensors: "value_encoder.linear1.weight" in tensors,

@@ -60,7 +60,11 @@ def find_slides(sources: Sequence[str | Path], options: ReadOptions | None = Non
     obs = _read_obs_table(refs, options)
     return Found(
         tuple(
-            replace(ref, read=functools.partial(_read_validated, ref, options, patients, obs))
+            replace(
+                ref,
+                read=functools.partial(_read_validated, ref, options, patients, obs),
+                image=options.image,
+            )
             for ref in refs
         ),
         {id: reason for id, reason in sorted(absent.items()) if id not in {r.id for r in refs}},

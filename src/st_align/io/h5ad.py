@@ -21,6 +21,7 @@ from st_align.slide import Slide
 
 LOOKS_FOR = "AnnData: a file NAME.h5ad"
 _LIBRARY_COLUMNS = ("library_id", "sample", "batch", "section", "slide")
+_LICENCE = ("licence", "license")
 _NO_IMAGE = "give the image with --image, or read without one with --no-image"
 
 
@@ -70,6 +71,7 @@ def _read(path: Path, id: str, library: str | None, options: ReadOptions) -> Sli
         spots = read_spots(file, str(path), obs, kept)
         library = library or next(iter(libraries), None)
         image = None if options.no_image else _image(file, library, path, options.image)
+        licence = _licence(file, path)
     technology, reasons = spots.technology(options.tech)
     return Slide(
         id=id,
@@ -85,6 +87,7 @@ def _read(path: Path, id: str, library: str | None, options: ReadOptions) -> Sli
         obs=spots.obs,
         patient=id,
         patient_origin="slide",
+        licence=licence,
         warnings=(*spots.warnings, *reasons),
     )
 
@@ -116,6 +119,13 @@ def _libraries(file: Any) -> list[str]:
         for name, entry in spatial.items()
         if hasattr(entry, "keys") and {"images", "scalefactors", "metadata"} & set(entry)
     )
+
+
+def _licence(file: Any, path: Path) -> str:
+    """What the file says in uns['licence'], in either spelling."""
+    said = next((key for name in _LICENCE if (key := f"uns/{name}") in file), None)
+    found = "" if said is None else element(file, said, str(path))
+    return found.strip() if isinstance(found, str) else ""
 
 
 def _rows_of(

@@ -76,6 +76,8 @@ class SlideRef:
     """What `read` reads: a change of one of them is a change of the slide."""
     why: str = ""
     """What told the format."""
+    image: Path | None = field(default=None, kw_only=True)
+    """The image that was given for it."""
 
 
 @dataclass(frozen=True)

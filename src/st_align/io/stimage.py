@@ -25,6 +25,8 @@ LOOKS_FOR = "STimage-1K4M: a folder with coord/, gene_exp/, image/, or a root wi
 _COORD, _COUNT = "_coord.csv", "_count.csv"
 _IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".btf")
 _META = ("slide", "species", "tissue", "tech", "spot_num")
+_LICENCE = "MIT, as part of STimage-1K4M"
+"""Of the slides that its index names."""
 _BLOCK_BYTES = 1 << 24
 
 
@@ -37,6 +39,7 @@ class _Source:
     folder: Path | None
     tissue: str = ""
     species: str = ""
+    licence: str = ""
 
 
 def recognise(path: Path) -> str | None:
@@ -64,7 +67,7 @@ def find(path: Path, options: ReadOptions) -> Found:
             min_spots=options.min_spots,
         )
         wanted = [
-            _Source(id, tech, folders.get(tech, folders.get(None)), tissue, species)
+            _Source(id, tech, folders.get(tech, folders.get(None)), tissue, species, _LICENCE)
             for id, species, tissue, tech in rows[list(_META[:4])].itertuples(index=False)
         ]
     refs, absent = [], {}
@@ -201,6 +204,7 @@ def _read(source: _Source, folder: Path, options: ReadOptions) -> Slide:
         patient_origin="slide",
         tissue=source.tissue,
         species=source.species,
+        licence=source.licence,
         warnings=(*warnings, *notes),
     )
 

@@ -13,6 +13,7 @@ from st_align import figures, runlog
 from st_align.checkpoint import CONFIG, METRICS, PROVENANCE, SPLITS
 from st_align.errors import ModelError
 from st_align.files import read_json
+from st_align.provenance import licence_words, licences
 from st_align.report import tables
 
 _TERMS = {
@@ -59,7 +60,7 @@ def _facts(
     folder: Path, config: Mapping[str, Any], facts: Mapping[str, Any], log: pd.DataFrame
 ) -> dict[str, str]:
     slides, machine = facts["slides"], facts["machine"]
-    encoders = {e["name"]: f"{e['name']} ({e['licence']})" for e in facts["encoders"].values()}
+    terms = {k.capitalize(): text for k, text in licence_words(licences(facts)).items()}
     return tables.facts(
         [
             ("Run", folder.resolve().name),
@@ -76,8 +77,8 @@ def _facts(
                 "Ran on",
                 f"{machine['device']}, ranks {machine['ranks']}, threads {machine['threads']}",
             ),
-            ("Pretrained encoders", ", ".join(encoders.values())),
             ("Seed", facts.get("seed")),
+            *terms.items(),
         ]
     )
 

@@ -18,6 +18,7 @@ from st_align import figures, keys, store
 from st_align.errors import SlideError
 from st_align.expression import log_normalise
 from st_align.image import rgb_array
+from st_align.provenance import licence_words
 from st_align.report import tables
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ def _pitch(xy: NDArray[np.float64]) -> float:
 
 def _facts(adata: AnnData, notes: dict[str, Any]) -> dict[str, str]:
     share, size = notes.get("panel_measured"), notes.get("panel_size")
+    terms = licence_words(notes.get("licences", {})) if notes else {}
     return tables.facts(
         [
             ("Spots", adata.n_obs),
@@ -97,6 +99,7 @@ def _facts(adata: AnnData, notes: dict[str, Any]) -> dict[str, str]:
             ("Embedding", notes.get("use")),
             ("Panel genes measured", f"{share:.0%} of {size:,}" if adata.n_vars and size else None),
             ("Spots without counts", notes.get("n_masked") or None),
+            *((k.capitalize(), text) for k, text in terms.items()),
         ]
     )
 
