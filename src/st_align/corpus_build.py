@@ -22,7 +22,6 @@ from st_align.corpus import (
     MANIFEST,
     QUARANTINE,
     RECORD,
-    SCHEMA_VERSION,
     Corpus,
     is_corpus,
     read_json,
@@ -37,8 +36,11 @@ from st_align.corpus_files import (
     niche_columns,
     remove,
     slide_columns,
+    slide_entry,
     write_columns,
     write_json,
+    write_manifest,
+    write_record,
     writing,
 )
 from st_align.errors import CorpusError, OutputError, StAlignError
@@ -103,7 +105,7 @@ def build_corpus(
                 raise _none_left(failed)
             done = {ref.id for ref in refs} - set(failed)
             slides = _list(out, finished, tasks, failed, done)
-            write_json(out / MANIFEST, _manifest(spot_px, niche_px, slides))
+            write_manifest(out, slides, spot_px=spot_px, niche_px=niche_px)
             if not slides:
                 raise _none_left(failed)
     return Corpus.open(out)
@@ -131,11 +133,6 @@ def _list(
     return {i: record["slide"] for i, record in finished.items() if i not in withheld}
 
 
-def _manifest(spot_px: int, niche_px: int, slides: dict[str, Any]) -> dict[str, Any]:
-    sizes = {"spot_px": spot_px, "niche_px": niche_px}
-    return {"schema_version": SCHEMA_VERSION, **sizes, "slides": slides}
-
-
 def _begin(out: Path, spot_px: int, niche_px: int) -> None:
     """Make a new corpus, or check that `out` is one this call can add to."""
     if is_corpus(out):
@@ -158,7 +155,7 @@ def _begin(out: Path, spot_px: int, niche_px: int) -> None:
             fix="choose another --out",
         )
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / MANIFEST, _manifest(spot_px, niche_px, {}))
+    write_manifest(out, {}, spot_px=spot_px, niche_px=niche_px)
 
 
 def _tasks(
@@ -257,28 +254,20 @@ def _prepare(task: _Task) -> str | None:
     if task.record is None:
         _forget_expression(task)
         with new_folder(task.folder, _bytes(columns)) as part:
-            _write_record(part, task, entry, write_columns(part, columns))
+            write_record(part, task.request, entry, write_columns(part, columns))
         return None
     sums = dict(entry["sha256"])
     for place, own in niches.items():
         with new_folder(task.folder / place, _bytes(own)) as part:
             sums |= {f"{place}/{name}": value for name, value in write_columns(part, own).items()}
-    _write_record(task.folder, task, entry, sums)
+    write_record(task.folder, task.request, entry, sums)
     return None
 
 
 def _whole(task: _Task) -> tuple[dict[str, Any], Columns]:
     """Entry and columns of a slide."""
     slide = prepare_slide(task.ref.read(), task.specs, spot_px=task.spot_px, niche_px=task.niche_px)
-    names = ("technology", "patient", "patient_origin", "tissue", "species", "um_per_px")
-    entry = {name: getattr(slide, name) for name in names} | {
-        "format": task.ref.format,
-        "source": _source(task.ref),
-        "n_spots": slide.n_spots,
-        "n_genes": 0 if slide.genes is None else len(slide.genes),
-        "niches": sorted(slide.niches),
-        "warnings": list(slide.warnings),
-    }
+    entry = slide_entry(slide, format=task.ref.format, source=_source(task.ref))
     return entry, slide_columns(slide)
 
 
@@ -290,14 +279,6 @@ def _added(task: _Task, record: dict[str, Any]) -> tuple[dict[str, Any], dict[st
     entry = {"niches": niches, "warnings": list(slide_warnings(slide, niches))}
     columns = {f"niches/{spec}": niche_columns(niche) for spec, niche in cut.items()}
     return record["slide"] | entry, columns
-
-
-def _write_record(
-    folder: Path, task: _Task, entry: dict[str, Any], sums: Mapping[str, str]
-) -> None:
-    slide = entry | {"sha256": dict(sums)}
-    header = {"schema_version": SCHEMA_VERSION, "request": task.request}
-    write_json(folder / RECORD, header | {"slide": slide})
 
 
 def _bytes(columns: Columns) -> int:
