@@ -19,13 +19,16 @@ from st_align.encoders.lookup import load_frozen
 from st_align.errors import ConfigError, nearest
 from st_align.features import cached_features, feature_folder
 from st_align.infer import training_slides
+from st_align.job import launch, share, total
 from st_align.train import train
 
 
 def fill_features(
     corpus_path: Path, name: str, weights: Path | None, view: str, niche_spec: str
-) -> dict[str, Any]:
-    """`st-align features`: a frozen encoder over every slide of a corpus that has its modality."""
+) -> dict[str, Any] | None:
+    """`st-align features`: a frozen encoder over every slide of a corpus that has its modality.
+    Ranks share the slides; the first one has the result.
+    """
     corpus = Corpus.open(corpus_path)
     entry = find(name)
     if not isinstance(entry, FrozenEntry):
@@ -35,13 +38,19 @@ def fill_features(
         )
     if view not in get_args(View):
         raise ConfigError(f"--view {view} is unknown", fix=nearest(view, get_args(View)))
+    fabric = launch()
+    first = fabric.is_global_zero
     encoder = load_frozen(entry, weights)
     seen, computed, cached = cast(View, view), 0, 0
-    for id in tqdm(corpus.ids, desc=name, unit="slide"):
+    mine = share(fabric, {id: corpus.entry(id)["n_spots"] for id in corpus.ids})
+    for id in tqdm(mine, desc=name, unit="slide", disable=not first):
         there = feature_folder(corpus, id, encoder, seen, niche_spec).is_dir()
-        found = cached_features(corpus, id, encoder, seen, niche_spec=niche_spec, progress=True)
+        found = cached_features(corpus, id, encoder, seen, niche_spec=niche_spec, progress=first)
         cached += there
         computed += found is not None and not there
+    computed, cached = total(fabric, computed, cached)
+    if not first:
+        return None
     without = len(corpus.ids) - computed - cached
     print(f"{name}, {view} view: {computed} slides computed, {cached} there already", end="")
     print(f", {without} without {entry.modality}s" if without else "")
