@@ -116,8 +116,8 @@ def _pooled(drawn: list[PreparedSlide], sections: list[Section], of_all: Genes) 
         programme=programme[order],
         counts=counts,
         genes=of_all,
-        spot_patches=np.concatenate([s.spot_patches for s in drawn])[order],  # type: ignore[misc]
-        niche_patches=np.concatenate([s.niches[_NICHE].patches for s in drawn])[order],  # type: ignore[misc]
+        spot_patches=np.concatenate([s.spot_patches for s in drawn])[order],
+        niche_patches=np.concatenate([s.niches[_NICHE].patches for s in drawn])[order],
     )
 
 
