@@ -32,7 +32,6 @@ from st_align.batch import Batch
 from st_align.checkpoint import (
     GENES,
     METRICS,
-    MODEL,
     PROVENANCE,
     TRAINER,
     Run,
@@ -342,7 +341,7 @@ def _resume_point(out: Path, resume: bool, say: Callable[[str], None]) -> Traine
     state, damaged = load_state(out)
     for problem in damaged:
         say(f"a resume point is damaged and is passed over: {problem}")
-    if state is None and (out / MODEL).is_file() and read_json(out / PROVENANCE)["step"] > 0:
+    if state is None and (out / PROVENANCE).is_file() and read_json(out / PROVENANCE)["step"] > 0:
         raise OutputError(
             f"{out} holds a model but no resume point",
             expected=f"{out / TRAINER}",
