@@ -18,6 +18,7 @@ from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 from typing import Any
 
+from st_align.cluster import on_cluster
 from st_align.corpus import (
     MANIFEST,
     QUARANTINE,
@@ -74,6 +75,7 @@ def build_corpus(
     spot_px: int = SPOT_PX,
     niche_px: int = NICHE_PX,
     jobs: int = 1,
+    dask: str | None = None,
     absent: Mapping[str, str] | None = None,
     progress: bool = True,
 ) -> Corpus:
@@ -81,7 +83,8 @@ def build_corpus(
 
     A slide that is complete and whose source and options did not change is skipped; a niche spec
     that it lacks is added to it. A slide that fails is named in `quarantine.json` with the reason,
-    as are those of `absent` (id -> reason), and the rest go on. `jobs` processes work at once.
+    as are those of `absent` (id -> reason), and the rest go on. `jobs` processes work at once, or
+    the workers of the Dask scheduler at the address `dask`, which see the same files.
     What an earlier call made of a slide that fails now is listed only if it was asked for in the
     same way: it might hold another patient than the one now given.
 
@@ -97,7 +100,7 @@ def build_corpus(
         with locked(out, wait=False):
             _sweep(out)
             tasks = _tasks(refs, out, tuple(niche_specs), spot_px=spot_px, niche_px=niche_px)
-            failed = _work(tasks, jobs, progress)
+            failed = _work(tasks, jobs, dask, progress)
             failed |= {i: reason for i, reason in (absent or {}).items() if i not in failed}
             finished = {folder.name: read_record(folder / RECORD) for folder in _finished(out)}
             if not finished:
@@ -188,14 +191,15 @@ def _tasks(
     return tasks
 
 
-def _work(tasks: Sequence[_Task], jobs: int, progress: bool) -> dict[str, str]:
+def _work(tasks: Sequence[_Task], jobs: int, dask: str | None, progress: bool) -> dict[str, str]:
     """Run all tasks: the slides that failed, with reasons. OutputError ends the work."""
     from tqdm import tqdm
 
     bar = tqdm(total=len(tasks), desc="prepare", unit="slide", disable=not progress)
     failed: dict[str, str] = {}
     with bar:
-        for task, reason in _outcomes(tasks, jobs):
+        outcomes = _outcomes(tasks, jobs) if dask is None else on_cluster(_prepare, tasks, dask)
+        for task, reason in outcomes:
             if reason is not None:
                 failed[task.ref.id] = reason
             bar.update()

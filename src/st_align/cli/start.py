@@ -50,7 +50,10 @@ def simulate(
     slides: Annotated[int, typer.Option(min=1, help="Slides, two a patient.")] = 8,
     spots: Annotated[int, typer.Option(min=50, help="Spots of a slide, about.")] = 400,
     sparse: Annotated[
-        bool, typer.Option("--sparse", help="A corpus whose patches take no room and hold zeros.")
+        bool,
+        typer.Option(
+            "--sparse", help="A corpus of little room: few genes, patches without content."
+        ),
     ] = False,
     seed: Seed = 0,
     json: Json = None,

@@ -26,7 +26,7 @@ LOOKS_FOR = "STimage-1K4M: a folder with coord/, gene_exp/, image/, or a root wi
 _COORD, _COUNT = "_coord.csv", "_count.csv"
 _IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".btf")
 _META = ("slide", "species", "tissue", "tech", "spot_num")
-_BLOCK_BYTES = 1 << 24
+BLOCK_BYTES = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ def _read(source: _Source, folder: Path, options: ReadOptions) -> Slide:
     coord, gene_exp = _tables(folder, id)
     coordinates = _read_coordinates(coord)
     spots = coordinates.index.to_numpy(str)
-    barcodes, counts, symbols = _read_counts(gene_exp)
+    barcodes, counts, symbols = read_counts(gene_exp)
     rows = match_barcodes(barcodes, spots, f"slide {id!r}")
     warnings = []
     if len(barcodes) < len(spots):
@@ -220,7 +220,7 @@ def _read_coordinates(path: Path) -> pd.DataFrame:
     return table.set_axis(table.index.astype(str), axis=0)
 
 
-def _read_counts(path: Path) -> tuple[NDArray[np.str_], sparse.csr_array, list[str]]:
+def read_counts(path: Path) -> tuple[NDArray[np.str_], sparse.csr_array, list[str]]:
     """Spots x symbols, read in blocks: 5,000 x 36,000 as float64 would take 1.4 GB."""
     import pyarrow as pa
 
@@ -251,7 +251,7 @@ def _parsed(path: Path, n_columns: int, kind: Any) -> tuple[list[str], sparse.cs
     reader = pa_csv.open_csv(
         path,
         read_options=pa_csv.ReadOptions(
-            column_names=names, skip_rows=1, block_size=_BLOCK_BYTES, use_threads=False
+            column_names=names, skip_rows=1, block_size=BLOCK_BYTES, use_threads=False
         ),
         convert_options=pa_csv.ConvertOptions(
             column_types=dict.fromkeys(names, kind) | {"0": pa.string()},
