@@ -83,7 +83,8 @@ def test_unknown_figures_and_presets(tmp_path: Path) -> None:
 
 def test_training_is_measured(corpus: Corpus, tmp_path: Path, monkeypatch) -> None:
     """`tiny` without frozen features, to be quick."""
-    monkeypatch.setattr(speed_train, "preset", lambda _: speed_train.raw_config())
+    raw = speed_train.raw_config()
+    monkeypatch.setattr(speed_train, "preset", lambda _: raw)
     monkeypatch.setitem(speed_train._BATCH, "tiny", 16)
     monkeypatch.setitem(speed_train._STEPS, "tiny", 1)
     share, pace = speed_train.training(corpus, "tiny", tmp_path)
