@@ -24,6 +24,7 @@ from st_align.corpus_build import build_corpus
 from st_align.infer import Embedder
 from st_align.train import train
 from toy_corpus import CONFIG, configured
+from toy_run import ColourEncoder
 from toy_slides import toy_ref
 
 HERE = Path(__file__).parent
@@ -31,7 +32,7 @@ KILLS = 20
 LAST = 190
 """Operations on files that a training of four steps makes, about."""
 REFS = [toy_ref(id, rows=6) for id in ("a1", "ö 1")]
-SHORT = configured(CONFIG, optim={"epochs": 1}, model={"niche_image": "toy-colour"})
+SHORT = configured(CONFIG, optim={"epochs": 1}, model={"niche_image": ColourEncoder.name})
 
 
 @pytest.fixture(autouse=True)
