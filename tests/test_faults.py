@@ -105,14 +105,26 @@ def test_training_killed_at_five_random_moments_of_one_run(tmp_path, rng):
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
 
 
+def test_preparing_killed_at_random_moments(tmp_path):
+    done = subprocess.run(
+        [sys.executable, HERE / "prepare_drill.py", "moments", tmp_path, f"{KILLS}"],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    lines = done.stdout.splitlines()
+    assert len(lines) == KILLS
+    assert sum(line.endswith("died finished") for line in lines) > KILLS / 2, lines
+    for number in range(KILLS):
+        assert tree(tmp_path / f"{number}") == tree(tmp_path / "whole"), number
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("jobs", [1, 2])
-def test_preparing_killed_at_random_moments(tmp_path, rng, jobs):
+def test_preparing_with_two_jobs_killed_at_random_moments(tmp_path, rng):
     """Each time in a folder of its own; workers have to notice by themselves."""
 
     def prepare(out: Path) -> subprocess.Popen:
-        command = [sys.executable, HERE / "prepare_drill.py", "build", out, str(jobs)]
-        return subprocess.Popen(command)
+        return subprocess.Popen([sys.executable, HERE / "prepare_drill.py", "build", out, "2"])
 
     start = time.perf_counter()
     assert prepare(tmp_path / "whole").wait() == 0

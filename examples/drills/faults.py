@@ -191,7 +191,7 @@ class Drills:
         disk.change("ro")
         run("train", corpus, "--out", out, *self.train)
         require_equal(out, self.model, FRESH)
-        run("embed", f"{corpus}::slide1", "--model", out, "--out", self.work / "ro.h5ad")
+        run("embed", f"{corpus}::P1_S1", "--model", out, "--out", self.work / "ro.h5ad")
         return f"without features: {said}; with them train and embed work"
 
     def names_and_moves(self) -> str:
