@@ -120,9 +120,9 @@ def write_visium(folder: Path, rng: np.random.Generator) -> None:
     n_spots, n_genes, side = _VISIUM
     spatial = folder / "outs" / "spatial"
     spatial.mkdir(parents=True)
-    rows, columns = 78, 64
+    rows, columns = 80, 64
     row, column = (axis.ravel() for axis in np.indices((rows, columns)))
-    names, pitch = barcodes(rows * columns), side / 66
+    names, pitch = barcodes(rows * columns), side / 71
     y, x = (row + 1) * pitch * np.sqrt(3) / 2, (column + row % 2 / 2 + 1) * pitch
     inside = np.arange(len(names)) < n_spots
     table = {"barcode": names, "in_tissue": inside.astype(int), "array_row": row}
