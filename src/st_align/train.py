@@ -116,7 +116,7 @@ def train(
     state = _resume_point(out, resume, say)
     fresh = state is None
     with together(fabric):
-        # Every rank has looked before the first one writes.
+        # Planning waits for all ranks: each has looked before the first one writes.
         require_agreed(fabric, None if state is None else state.step)
         plan = plan_training(
             corpus,
