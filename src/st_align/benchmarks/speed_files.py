@@ -65,7 +65,7 @@ def stimage(work: Path, seed: int) -> Iterator[Figure]:
         runs = ratios(times["ours"].wall, times[side].wall)
         figure = at_most(1.25, float(np.median(runs)))
         yield Figure(figure="count CSV, time over bare", case=case, unit="x", runs=runs, **figure)
-    yield _seconds("count CSV", "4,000 x 20,000", times["ours"].wall)
+    yield _seconds("count CSV", "{:,} x {:,}".format(*_CSV), times["ours"].wall)
     dense = 8 * _CSV[0] * _CSV[1]
     base = in_child(python(_OURS.rsplit("\n", 2)[0])).peak
     peaks = [in_child(python(_OURS, str(path))).peak - base for _ in range(3)]
