@@ -242,7 +242,7 @@ def read_counts(path: Path) -> tuple[NDArray[np.str_], sparse.csr_array, list[st
 
 def _parsed(path: Path, n_columns: int, kind: Any) -> tuple[list[str], sparse.csr_array]:
     """Names of the spots, and their counts read as numbers of an Arrow type; as whole numbers,
-    which are parsed in half the time, a value that is missing is a ValueError.
+    which take half the memory, a value that is missing is a ValueError.
     """
     import pyarrow as pa
     from pyarrow import csv as pa_csv
