@@ -1,4 +1,7 @@
-"""One rank of a two-rank job: writes the first step's gradients, then resumes the run in OUT."""
+"""One rank of a job: writes the first step's gradients, then resumes the run in OUT/run.
+
+OUT/rank-N.txt says which spots the rank's batches held, a line a step.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from st_align.batch import Batch
 from st_align.files import write_tensors
 from st_align.job import launch
+from st_align.loader import SpotData
 from st_align.plan import plan_training
 from st_align.sampling import global_batch, rank_rows
 from st_align.splits import split_slides
@@ -18,7 +23,7 @@ from st_align.train import StepModule, step_fields, train
 from toy_corpus import CONFIG, ToyCorpus, configured
 from toys import toy_prepared
 
-NO_DROPOUT = configured(CONFIG, model={"dropout": 0.0})
+NO_DROPOUT = configured(CONFIG, model={"dropout": 0.0}, optim={"epochs": 8})
 
 
 def uneven_corpus() -> ToyCorpus:
@@ -49,11 +54,25 @@ def first_gradients() -> dict[str, Tensor]:
     return found | {"loss": fabric.all_reduce(total.detach(), reduce_op="mean")}
 
 
+def note_batches(file: Path) -> None:
+    """Write down the ids of every training batch that is made from now on."""
+    make = SpotData.batch
+
+    def noted(data: SpotData, ids: np.ndarray, **options) -> Batch:
+        if options.get("augment_key"):
+            with file.open("a") as lines:
+                print(*ids, file=lines)
+        return make(data, ids, **options)
+
+    SpotData.batch = noted
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     folder = Path(sys.argv[1])
     gradients = first_gradients()
-    if launch().is_global_zero:
+    note_batches(folder / f"rank-{torch.distributed.get_rank()}.txt")
+    if torch.distributed.get_rank() == 0:
         write_tensors(folder / "gradients.safetensors", gradients)
     train(uneven_corpus(), NO_DROPOUT, folder / "run", resume=True)
     torch.distributed.destroy_process_group()

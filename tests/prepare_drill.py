@@ -1,6 +1,7 @@
 """Prepares toy slides and dies by SIGKILL; run by test_corpus in processes of its own.
 
 python prepare_drill.py files OUT POINT...  per point: kill at that file operation, then rerun
+python prepare_drill.py moments OUT N       N times: kill at a random moment, then rerun
 python prepare_drill.py build OUT JOBS      prepare once
 """
 
@@ -9,7 +10,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from pathlib import Path
+
+import numpy as np
 
 from st_align.corpus_build import build_corpus
 from toy_slides import toy_ref
@@ -50,10 +54,30 @@ def run(out: Path, point: int | None) -> bool:
     return os.waitpid(child, 0)[1] == 0
 
 
+def kill_at_moments(out: Path, times: int) -> None:
+    """Into OUT/whole without a kill, into OUT/0 and so on with one each."""
+    start = time.perf_counter()
+    assert run(out / "whole", None)
+    lasts, rng = time.perf_counter() - start, np.random.default_rng(0)
+    for number in range(times):
+        child = os.fork()
+        if child == 0:
+            build(out / f"{number}")
+            os._exit(0)
+        time.sleep(rng.uniform(0.02, 0.9) * lasts)
+        os.kill(child, signal.SIGKILL)
+        died = os.WIFSIGNALED(os.waitpid(child, 0)[1])
+        finished = run(out / f"{number}", None)
+        print(number, "died" if died else "ran through", "finished" if finished else "failed")
+
+
 def main() -> None:
     mode, out, *numbers = sys.argv[1], Path(sys.argv[2]), *map(int, sys.argv[3:])
     if mode == "build":
         build(out, numbers[0])
+        return
+    if mode == "moments":
+        kill_at_moments(out, numbers[0])
         return
     for point in numbers:
         died = not run(out / f"{point}", point)

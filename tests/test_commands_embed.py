@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import anndata
 import numpy as np
@@ -13,7 +14,8 @@ import toy_run
 from sources import section, write_h5ad
 from st_align import store
 from st_align.checkpoint import CONFIG, MODEL, load_run
-from st_align.commands.embed import embed_slide
+from st_align.commands import embed
+from st_align.commands.embed import embed_corpus, embed_slide
 from st_align.commands.output import require_not_source
 from st_align.corpus_build import build_corpus
 from st_align.errors import ConfigError, ModelError, OutputError, SlideError
@@ -144,3 +146,33 @@ def test_a_run_that_lacks_a_file_is_told_which(work, tmp_path, name):
     (run / name).unlink()
     with pytest.raises(ModelError, match=f"{name} is missing"):
         overview(str(run), verify=False, no_image=False)
+
+
+def test_a_whole_corpus_goes_into_a_folder_and_is_resumed(work, run, tmp_path):
+    corpus, out = str(work / "corpus"), tmp_path / "out"
+    assert embed_corpus(corpus, run, out, PLAIN)["embedded"] == 2
+    files = sorted(out.iterdir())
+    assert [file.name for file in files] == ["s1.h5ad", "s2.h5ad"]
+    alone = tmp_path / "alone.h5ad"
+    embed_slide(f"{corpus}::s2", run, alone, PLAIN)
+    two, one = (store.read_h5ad(file).obsm["X_stalign"] for file in (files[1], alone))
+    np.testing.assert_array_equal(two, one)
+    files[0].unlink()
+    again = embed_corpus(corpus, run, out, PLAIN)
+    assert (again["embedded"], again["kept"]) == (1, 1)
+    changed = embed_corpus(corpus, run, out, ReadOptions(no_image=True))
+    assert (changed["embedded"], changed["kept"]) == (2, 0)
+
+
+def test_ranks_share_the_slides_of_a_corpus(work, run, tmp_path, monkeypatch):
+    """The second of two ranks, which does not have the result."""
+    second = SimpleNamespace(global_rank=1, world_size=2, is_global_zero=False)
+    second.device, second.all_reduce = "cpu", lambda counts, reduce_op: counts
+    monkeypatch.setattr(embed, "launch", lambda: second)
+    assert embed_corpus(str(work / "corpus"), run, tmp_path / "out", PLAIN) is None
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["s2.h5ad"]
+
+
+def test_a_whole_corpus_does_not_go_into_one_file(work, run, tmp_path):
+    with pytest.raises(OutputError, match=r"(?s)several slides.*a folder.*::ID"):
+        embed_corpus(str(work / "corpus"), run, tmp_path / "out.h5ad", PLAIN)

@@ -117,7 +117,7 @@ class TestRoundTrip:
     @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="open files cannot be listed")
     def test_many_slides_need_few_open_files(self, corpus):
         before = len(os.listdir("/proc/self/fd"))
-        kept = [corpus.slides() for _ in range(5)]
+        kept = [Corpus.open(corpus.path).slides() for _ in range(5)]
         assert len(os.listdir("/proc/self/fd")) <= before + 2
         assert kept[4][2].spot_patches.any()
 
@@ -602,3 +602,16 @@ class TestExpression:
         found = build([ref], tmp_path).expression("x", self.PANEL)
         assert not found.measured.any()
         assert found.values.shape == (16, 3)
+
+
+def test_a_slide_that_is_held_is_not_read_again(corpus: Corpus, monkeypatch) -> None:
+    held = corpus.slide("a1")
+    reads: list[str] = []
+    read = corpus._read
+    monkeypatch.setattr(corpus, "_read", lambda id: reads.append(id) or read(id))
+    assert corpus.slide("a1") is held
+    assert corpus.slides(["a1"])[0] is held
+    assert reads == []
+    del held
+    assert corpus.slide("a1").n_spots
+    assert reads == ["a1"]

@@ -105,7 +105,7 @@ def test_the_study_is_the_patient(root):
 
 
 def test_counts_are_read_by_blocks(tmp_path, st, monkeypatch):
-    monkeypatch.setattr(stimage, "_BLOCK_BYTES", 200)
+    monkeypatch.setattr(stimage, "BLOCK_BYTES", 200)
     assert_reads_as(read_one(write_stimage(tmp_path, st, "ST")), st)
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 from pathlib import Path
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import distributed as dist
 from torch import multiprocessing
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import reference
 from st_align.batch import Batch
@@ -89,12 +91,15 @@ def numbers(golden) -> tuple[dict, dict]:
     return dict(np.load(folder / "inputs.npz")), dict(np.load(folder / "outputs.npz"))
 
 
+@pytest.mark.parametrize("rows_at_once", [16, 5])
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("case", CASES)
-def test_golden_values_and_gradients(numbers, case, symmetric):
+def test_golden_values_and_gradients(numbers, case, symmetric, rows_at_once):
+    """Sixteen rows in one go, or in chunks of five, the last of one."""
     inputs, outputs = numbers
     x, scale = leaves(inputs, case), scale_of(inputs[f"{case}.tau"])
-    loss = StAlignLoss(LossConfig(symmetric_cross=symmetric))
+    config = LossConfig(symmetric_cross=symmetric)
+    loss = StAlignLoss(config, logits_at_once=rows_at_once * len(x.r))
     found = loss(x, facts(inputs[f"{case}.excluded"]), scale)
     found.total.backward()
     kind = "symmetric" if symmetric else "forward"
@@ -119,15 +124,16 @@ def test_golden_directions(numbers, a, b, name):
         np.testing.assert_allclose(rows.mean().detach(), outputs[f"masked.{name}_{way}"], **TIGHT)
 
 
-@given(seed=st.integers(0, 10_000), n=st.integers(1, 7))
-@settings(max_examples=30, deadline=None)
-def test_equals_the_literal_loops_whatever_is_absent(seed, n):
+@given(seed=st.integers(0, 10_000), n=st.integers(1, 7), rows_at_once=st.integers(1, 7))
+@settings(max_examples=40, deadline=None)
+def test_equals_the_literal_loops_whatever_is_absent(seed, n, rows_at_once):
     rng = np.random.default_rng(seed)
     excluded = np.triu(rng.random((n, n)) < 0.2, 1)
     excluded |= excluded.T
     image, counts = rng.random(n) < 0.7, rng.random(n) < 0.7
     x = random_embeddings(rng, n)
-    found = StAlignLoss(LossConfig())(x, facts(excluded, image, counts), scale_of(0.2))
+    loss = StAlignLoss(LossConfig(), logits_at_once=rows_at_once * n)
+    found = loss(x, facts(excluded, image, counts), scale_of(0.2))
     expected = expected_terms(x, 0.2, excluded, image, counts)
     for name, value in expected.items():
         assert float(found.terms[name]) == pytest.approx(value, abs=1e-12)
@@ -135,6 +141,31 @@ def test_equals_the_literal_loops_whatever_is_absent(seed, n):
     assert float(found.total.detach()) == pytest.approx(total, abs=1e-12)
     assert int(found.rows["spot"]) == (image & counts).sum()
     assert int(found.rows["cross"]) == (image | counts).sum()
+
+
+class Largest(TorchDispatchMode):
+    """Numbers in the largest array that is made."""
+
+    n = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        tensors = out if isinstance(out, tuple | list) else [out]
+        self.n = max(self.n, *(t.numel() for t in tensors if isinstance(t, torch.Tensor)), 0)
+        return out
+
+
+def test_no_array_of_all_pairs_is_made_when_logits_are_done_in_chunks(rng):
+    x, n = Embeddings(*(v.requires_grad_() for v in random_embeddings(rng, 96))), 96
+    batch = facts(np.eye(n, k=1, dtype=bool))
+    found = {}
+    for rows_at_once in (n, 9):
+        loss = StAlignLoss(LossConfig(), logits_at_once=rows_at_once * n)
+        with Largest() as largest:
+            loss(x, batch, scale_of(0.07)).total.backward()
+        found[rows_at_once] = largest.n
+    assert found[n] == n * (n + 1)
+    assert found[9] <= n * 6 * 6  # all six embeddings side by side
 
 
 def test_joint_permutation_changes_nothing(rng):
@@ -217,10 +248,10 @@ def _on_rank(rank: int, check, rendezvous: Path, arguments: tuple) -> None:
 
 def check_golden(rank: int, inputs: dict, outputs: dict) -> None:
     own = slice(8 * rank, 8 * rank + 8)
-    for case in ("base", "masked"):
+    for case, logits_at_once in itertools.product(("base", "masked"), (2**22, 3 * 16)):
         x, scale = leaves(inputs, case, own), scale_of(inputs[f"{case}.tau"])
         batch = part(facts(inputs[f"{case}.excluded"]), own)
-        found = StAlignLoss(LossConfig())(x, batch, scale)
+        found = StAlignLoss(LossConfig(), logits_at_once=logits_at_once)(x, batch, scale)
         found.total.backward()
         mine = f"{case}.rank{rank}"
         np.testing.assert_allclose(found.total.detach(), outputs[f"{mine}.total"], **TIGHT)

@@ -20,11 +20,12 @@ from st_align.splits import split_slides
 sizes = st.integers(2, 60)
 
 
-@given(n=sizes, batch=sizes, seed=st.integers(0, 9), epoch=st.integers(0, 3))
-def test_an_epoch_visits_every_spot_once_but_the_last(n, batch, seed, epoch):
+@given(n=sizes, batch=sizes, block=sizes | st.just(1), seed=st.integers(0, 9))
+@pytest.mark.parametrize("epoch", [0, 3])
+def test_an_epoch_visits_every_spot_once_but_the_last(n, batch, block, seed, epoch):
     per_epoch, size = steps_per_epoch(n, batch), batch_size(n, batch)
     steps = range(epoch * per_epoch, (epoch + 1) * per_epoch)
-    seen = np.concatenate([global_batch(seed, step, n, batch) for step in steps])
+    seen = np.concatenate([global_batch(seed, step, n, batch, block=block) for step in steps])
     assert len(set(seen.tolist())) == len(seen) == n - n % size
     assert set(seen.tolist()) <= set(range(n))
 
@@ -34,6 +35,28 @@ def test_epochs_differ_in_order_and_in_what_they_drop():
     assert len({tuple(order[96:]) for order in orders}) == 6
     assert (epoch_order(0, 3, 100) == orders[3]).all()
     assert (epoch_order(1, 3, 100) != orders[3]).any()
+
+
+def test_a_batch_of_blocks_reads_runs_of_spots_from_several_places():
+    n, batch, block = 100_000, 256, 32
+    runs = global_batch(3, 17, n, batch, block=block).reshape(-1, block)
+    assert (np.diff(runs, axis=1) == 1).all()
+    assert len(set(runs[:, 0] // 2_000)) > 4  # slides, were they of 2,000 spots
+    epochs = [global_batch(3, e * (n // batch), n, batch, block=block) for e in range(4)]
+    assert len({int(spots[0]) % block for spots in epochs}) > 1  # blocks begin elsewhere
+    assert not set(epochs[0].tolist()) >= set(epochs[1].tolist())
+
+
+def test_every_spot_is_left_out_of_some_epoch_alike():
+    n, batch, block = 1_000, 96, 16
+    dropped = np.zeros(n, int)
+    for epoch in range(2_000):
+        steps = range(epoch * 10, epoch * 10 + 10)
+        dropped += 1
+        for step in steps:
+            dropped[global_batch(0, step, n, batch, block=block)] -= 1
+    expected = 2_000 * (n % batch) / n
+    assert 0.5 * expected < dropped.min() < dropped.max() < 1.6 * expected
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])

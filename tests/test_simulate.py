@@ -187,7 +187,7 @@ def test_barcodes_are_distinct() -> None:
     ("arguments", "said"),
     [
         ({"layout": "spaceranges"}, "did you mean 'spaceranger'"),
-        ({"layout": "corpus"}, "spaceranger"),
+        ({"layout": "zarr"}, "spaceranger | stimage | corpus"),
         ({"slides": 0}, "1 or more"),
         ({"spots": 49}, "50 to 15,000"),
         ({"spots": 15_001}, "50 to 15,000"),

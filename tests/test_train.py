@@ -5,13 +5,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from ranks import as_torchrun, wait_for_lines
 from st_align import runlog
 from st_align import train as train_module
 from st_align.checkpoint import load_run
@@ -59,16 +59,6 @@ def metrics(out: Path, *, timed: bool = False) -> list[dict]:
 
 def weights(out: Path) -> bytes:
     return (out / "model.safetensors").read_bytes()
-
-
-def wait_for_lines(out: Path, n: int, process: subprocess.Popen) -> None:
-    """Until a running worker has logged `n` steps."""
-    path, deadline = out / "metrics.jsonl", time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        if path.is_file() and path.read_text().count("\n") >= n:
-            return
-        time.sleep(0.005)
-    pytest.fail(f"the worker did not reach step {n}")
 
 
 def test_a_run_folder_holds_all_that_is_promised(undisturbed):
@@ -496,7 +486,8 @@ def test_readouts_are_fitted_on_training_slides_of_any_number(on_disk, tmp_path,
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch):
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    for name, value in as_torchrun(0, 4, 1).items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(ConfigError, match=r"(?s)more processes than GPUs.*at most 2.*4"):

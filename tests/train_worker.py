@@ -1,4 +1,4 @@
-"""A training run in a process of its own, to be killed: `python train_worker.py OUT`."""
+"""A training run of its own process, killed and resumed by tests: `python train_worker.py OUT`."""
 
 from __future__ import annotations
 
@@ -12,4 +12,4 @@ from toy_corpus import CONFIG, toy_corpus
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    train(toy_corpus(), CONFIG, Path(sys.argv[1]), save_every_s=0.0)
+    train(toy_corpus(), CONFIG, Path(sys.argv[1]), resume=True, save_every_s=0.0)

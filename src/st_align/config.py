@@ -61,12 +61,15 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """What of a slide the model reads."""
+    """What of a slide the model reads. `block`: spots that follow each other on disk and stay
+    together in the shuffle (see `sampling`).
+    """
 
     niche: str = "lattice"
     niche_without_centre: bool = False
     panel: int = 1000
     augment: bool = True
+    block: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,6 +204,7 @@ def _validate(config: Config) -> None:
         (0 <= optim.warmup < 1 and optim.clip > 0, "optim.warmup in [0, 1), optim.clip > 0"),
         (min(optim.weight_decay, optim.weight_decay_end) >= 0, "weight decay >= 0"),
         (config.data.panel >= 1, "data.panel >= 1"),
+        (1 <= config.data.block <= optim.batch // 2, "data.block from 1 to half of optim.batch"),
         (1 <= config.readout.dims <= 32, "readout.dims in 1 to 32"),
     ]
     broken = [text for holds, text in rules if not holds]

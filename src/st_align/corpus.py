@@ -21,6 +21,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
+from weakref import WeakValueDictionary
 
 import numpy as np
 import pandas as pd
@@ -73,6 +74,7 @@ class Corpus:
         self.path = path
         self.manifest = manifest
         self._genes: dict[str, Genes] = {}
+        self._opened: WeakValueDictionary[str, PreparedSlide] = WeakValueDictionary()
 
     @classmethod
     def open(cls, path: Path | str) -> Corpus:
@@ -135,7 +137,16 @@ class Corpus:
         return [self.slide(i) for i in (self.ids if ids is None else ids)]
 
     def slide(self, slide_id: str) -> PreparedSlide:
-        """One slide, its arrays memory-mapped and read-only; a damaged column is a CorpusError."""
+        """One slide, its arrays memory-mapped and read-only; a damaged column is a CorpusError.
+
+        As long as somebody holds it, it is not read again: to plan a run asks four times.
+        """
+        slide = self._opened.get(slide_id)
+        if slide is None:
+            slide = self._opened[slide_id] = self._read(slide_id)
+        return slide
+
+    def _read(self, slide_id: str) -> PreparedSlide:
         entry = self.entry(slide_id)
         columns, n, n_genes = entry["sha256"], entry["n_spots"], entry["n_genes"]
         has_counts, has_image = GENES in columns, SPOT_PATCHES in columns

@@ -18,11 +18,11 @@ from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 from typing import Any
 
+from st_align.cluster import on_cluster
 from st_align.corpus import (
     MANIFEST,
     QUARANTINE,
     RECORD,
-    SCHEMA_VERSION,
     SOURCES,
     Corpus,
     is_corpus,
@@ -38,8 +38,11 @@ from st_align.corpus_files import (
     niche_columns,
     remove,
     slide_columns,
+    slide_entry,
     write_columns,
     write_json,
+    write_manifest,
+    write_record,
     writing,
 )
 from st_align.errors import CorpusError, OutputError, StAlignError
@@ -73,6 +76,7 @@ def build_corpus(
     spot_px: int = SPOT_PX,
     niche_px: int = NICHE_PX,
     jobs: int = 1,
+    dask: str | None = None,
     absent: Mapping[str, str] | None = None,
     progress: bool = True,
 ) -> Corpus:
@@ -80,7 +84,8 @@ def build_corpus(
 
     A slide that is complete and whose source and options did not change is skipped; a niche spec
     that it lacks is added to it. A slide that fails is named in `quarantine.json` with the reason,
-    as are those of `absent` (id -> reason), and the rest go on. `jobs` processes work at once.
+    as are those of `absent` (id -> reason), and the rest go on. `jobs` processes work at once, or
+    the workers of the Dask scheduler at the address `dask`, which see the same files.
     What an earlier call made of a slide that fails now is listed only if it was asked for in the
     same way: it might hold another patient than the one now given.
 
@@ -96,7 +101,7 @@ def build_corpus(
         with locked(out, wait=False):
             _sweep(out)
             tasks = _tasks(refs, out, tuple(niche_specs), spot_px=spot_px, niche_px=niche_px)
-            failed = _work(tasks, jobs, progress)
+            failed = _work(tasks, jobs, dask, progress)
             failed |= {i: reason for i, reason in (absent or {}).items() if i not in failed}
             finished = {folder.name: read_record(folder / RECORD) for folder in _finished(out)}
             if not finished:
@@ -104,7 +109,7 @@ def build_corpus(
                 raise _none_left(failed)
             done = {ref.id for ref in refs} - set(failed)
             slides = _list(out, finished, tasks, failed, done)
-            write_json(out / MANIFEST, _manifest(spot_px, niche_px, slides))
+            write_manifest(out, slides, spot_px=spot_px, niche_px=niche_px)
             _keep_sources(out, refs)
             if not slides:
                 raise _none_left(failed)
@@ -133,11 +138,6 @@ def _list(
     return {i: record["slide"] for i, record in finished.items() if i not in withheld}
 
 
-def _manifest(spot_px: int, niche_px: int, slides: dict[str, Any]) -> dict[str, Any]:
-    sizes = {"spot_px": spot_px, "niche_px": niche_px}
-    return {"schema_version": SCHEMA_VERSION, **sizes, "slides": slides}
-
-
 def _begin(out: Path, spot_px: int, niche_px: int) -> None:
     """Make a new corpus, or check that `out` is one this call can add to."""
     if is_corpus(out):
@@ -160,7 +160,7 @@ def _begin(out: Path, spot_px: int, niche_px: int) -> None:
             fix="choose another --out",
         )
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / MANIFEST, _manifest(spot_px, niche_px, {}))
+    write_manifest(out, {}, spot_px=spot_px, niche_px=niche_px)
 
 
 def _tasks(
@@ -193,14 +193,15 @@ def _tasks(
     return tasks
 
 
-def _work(tasks: Sequence[_Task], jobs: int, progress: bool) -> dict[str, str]:
+def _work(tasks: Sequence[_Task], jobs: int, dask: str | None, progress: bool) -> dict[str, str]:
     """Run all tasks: the slides that failed, with reasons. OutputError ends the work."""
     from tqdm import tqdm
 
     bar = tqdm(total=len(tasks), desc="prepare", unit="slide", disable=not progress)
     failed: dict[str, str] = {}
     with bar:
-        for task, reason in _outcomes(tasks, jobs):
+        outcomes = _outcomes(tasks, jobs) if dask is None else on_cluster(_prepare, tasks, dask)
+        for task, reason in outcomes:
             if reason is not None:
                 failed[task.ref.id] = reason
             bar.update()
@@ -259,28 +260,20 @@ def _prepare(task: _Task) -> str | None:
     if task.record is None:
         _forget_expression(task)
         with new_folder(task.folder, _bytes(columns)) as part:
-            _write_record(part, task, entry, write_columns(part, columns))
+            write_record(part, task.request, entry, write_columns(part, columns))
         return None
     sums = dict(entry["sha256"])
     for place, own in niches.items():
         with new_folder(task.folder / place, _bytes(own)) as part:
             sums |= {f"{place}/{name}": value for name, value in write_columns(part, own).items()}
-    _write_record(task.folder, task, entry, sums)
+    write_record(task.folder, task.request, entry, sums)
     return None
 
 
 def _whole(task: _Task) -> tuple[dict[str, Any], Columns]:
     """Entry and columns of a slide."""
     slide = prepare_slide(task.ref.read(), task.specs, spot_px=task.spot_px, niche_px=task.niche_px)
-    names = ("technology", "patient", "patient_origin", "tissue", "species", "licence", "um_per_px")
-    entry = {name: getattr(slide, name) for name in names} | {
-        "format": task.ref.format,
-        "source": _source(task.ref),
-        "n_spots": slide.n_spots,
-        "n_genes": 0 if slide.genes is None else len(slide.genes),
-        "niches": sorted(slide.niches),
-        "warnings": list(slide.warnings),
-    }
+    entry = slide_entry(slide, format=task.ref.format, source=_source(task.ref))
     return entry, slide_columns(slide)
 
 
@@ -292,14 +285,6 @@ def _added(task: _Task, record: dict[str, Any]) -> tuple[dict[str, Any], dict[st
     entry = {"niches": niches, "warnings": list(slide_warnings(slide, niches))}
     columns = {f"niches/{spec}": niche_columns(niche) for spec, niche in cut.items()}
     return record["slide"] | entry, columns
-
-
-def _write_record(
-    folder: Path, task: _Task, entry: dict[str, Any], sums: Mapping[str, str]
-) -> None:
-    slide = entry | {"sha256": dict(sums)}
-    header = {"schema_version": SCHEMA_VERSION, "request": task.request}
-    write_json(folder / RECORD, header | {"slide": slide})
 
 
 def _bytes(columns: Columns) -> int:

@@ -16,7 +16,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from st_align.corpus import COUNTS, GENES, SPOT_PATCHES, SPOTS, sha256
+from st_align.corpus import (
+    COUNTS,
+    GENES,
+    MANIFEST,
+    RECORD,
+    SCHEMA_VERSION,
+    SPOT_PATCHES,
+    SPOTS,
+    sha256,
+)
 from st_align.errors import OutputError
 from st_align.files import replace_file, sync_folder
 from st_align.slide import Niche, PreparedSlide
@@ -40,6 +49,19 @@ def slide_columns(slide: PreparedSlide) -> Columns:
     for spec, niche in slide.niches.items():
         columns |= {f"niches/{spec}/{name}": c for name, c in niche_columns(niche).items()}
     return columns
+
+
+def slide_entry(slide: PreparedSlide, *, format: str, source: str) -> dict[str, Any]:
+    """What the manifest says of a slide, but for the checksums of its columns."""
+    names = ("technology", "patient", "patient_origin", "tissue", "species", "licence", "um_per_px")
+    return {name: getattr(slide, name) for name in names} | {
+        "format": format,
+        "source": source,
+        "n_spots": slide.n_spots,
+        "n_genes": 0 if slide.genes is None else len(slide.genes),
+        "niches": sorted(slide.niches),
+        "warnings": list(slide.warnings),
+    }
 
 
 def niche_columns(niche: Niche) -> Columns:
@@ -85,6 +107,22 @@ def write_columns(folder: Path, columns: Columns) -> dict[str, str]:
             os.fsync(file.fileno())
         sums[name] = sha256(path)
     return sums
+
+
+def write_record(
+    folder: Path, request: str, entry: dict[str, Any], sums: Mapping[str, str]
+) -> dict[str, Any]:
+    """Write `slide.json`; gives the slide's entry with the checksums `sums` of its columns."""
+    slide = entry | {"sha256": dict(sums)}
+    header = {"schema_version": SCHEMA_VERSION, "request": request}
+    write_json(folder / RECORD, header | {"slide": slide})
+    return slide
+
+
+def write_manifest(out: Path, slides: Mapping[str, Any], *, spot_px: int, niche_px: int) -> None:
+    """The manifest of a corpus, with the entries of its slides."""
+    sizes = {"spot_px": spot_px, "niche_px": niche_px}
+    write_json(out / MANIFEST, {"schema_version": SCHEMA_VERSION, **sizes, "slides": dict(slides)})
 
 
 @contextmanager

@@ -34,6 +34,8 @@ _PIXEL_STEPS = 20
 _RING_REACH = 1.3
 """Without places, a spot nearer than this many pitches is in the first ring."""
 _MAX_PLACE = 1_000_000
+_SPARE = 5
+"""Candidates beyond the K wanted: with them the shell after the K-th is nearly always reached."""
 _CELLS = 4_000_000
 """Candidates looked at in one go: bounds memory."""
 
@@ -69,10 +71,9 @@ def fit_scale(
 
     Fewer than two spots, or a pitch that is not above 0, is a SlideError.
     """
-    if len(xy) < 2:
-        raise SlideError("the scale needs two spots", expected="2 or more", found=str(len(xy)))
+    _require_two(len(xy))
     if places is None:
-        distance = cKDTree(xy).query(xy, k=2)[0][:, 1]
+        pitch = _pitch(cKDTree(xy))
     else:
         rows = _Places(places, np.zeros(len(xy), np.int64))
         first, second = rows.pairs(RING[lattice])
@@ -82,15 +83,31 @@ def fit_scale(
             unit = np.sqrt(_place_distance(rows.places[second] - rows.places, lattice))
             unit /= _PITCH_UNITS[lattice]
         apart = np.hypot(*(xy[first] - xy[second]).T)
-        distance = np.divide(apart, unit, out=np.zeros_like(apart), where=unit > 0)
-    pitch = float(np.median(distance))
+        pitch = float(np.median(np.divide(apart, unit, out=np.zeros_like(apart), where=unit > 0)))
+    return Scale(pitch, pitch_um / _positive(pitch))
+
+
+def _pitch(tree: cKDTree) -> float:
+    """Median distance of the points of a tree to the nearest other one; not above 0: SlideError."""
+    _require_two(tree.n)
+    # In the tree's order: points that follow each other lie close to each other.
+    distance = tree.query(tree.data[tree.indices], k=2)[0][:, 1]
+    return _positive(float(np.median(distance)))
+
+
+def _require_two(n_spots: int) -> None:
+    if n_spots < 2:
+        raise SlideError("the scale needs two spots", expected="2 or more", found=str(n_spots))
+
+
+def _positive(pitch: float) -> float:
     if not pitch > 0:
         raise SlideError(
             "the distance between neighbouring spots is 0",
             expected="spots at places of their own",
             fix="look whether several sections were put into one file",
         )
-    return Scale(pitch, pitch_um / pitch)
+    return pitch
 
 
 def neighbors(
@@ -118,13 +135,10 @@ def neighbors(
         rows = _Places(places, rank)
         members = _ring(rows, lattice) if k is None else _nearest_places(rows, k, lattice)
     elif k is not None:
-        members = _nearest_pixels(xy, rank, k)
+        members = _nearest_pixels(xy, rank, k)[0]
     elif lattice == "hex":
-        width = len(RING[lattice])
-        members = _nearest_pixels(xy, rank, width)
-        reach = _RING_REACH * fit_scale(xy, None, lattice, 1.0).pitch_px
-        apart = np.hypot(*(xy[members] - xy[:, None]).transpose(2, 0, 1))
-        members = _left_aligned(np.where((members >= 0) & (apart < reach), members, -1))
+        members, apart, pitch = _nearest_pixels(xy, rank, len(RING[lattice]))
+        members = _left_aligned(np.where(apart < _RING_REACH * pitch, members, -1))
     else:
         raise ConfigError(
             "the niche 'lattice' needs array positions on a square lattice",
@@ -247,13 +261,15 @@ def _nearest_places(rows: _Places, k: int, lattice: Lattice) -> Ints:
             active = active[filled[active] <= k]
     rank = np.empty(n_spots, np.int64)
     rank[rows.order] = np.arange(n_spots)
-    scaled = rows.places * np.sqrt([_ROW_WEIGHT[lattice], 1])
-
-    def distance(a: Ints, b: Ints) -> Ints:
-        return _place_distance(rows.places[a] - rows.places[b], lattice)
-
-    members[active] = _nearest(scaled, active, k, distance, rank)
+    if len(active):
+        tree = cKDTree(rows.places * np.sqrt([_ROW_WEIGHT[lattice], 1]))
+        members[active] = _nearest(tree, active, k, _squared, rank)[0]
     return members
+
+
+def _squared(apart: Floats) -> Ints:
+    """The distance of places, exact: what floats get wrong of a square is far below 1/2."""
+    return np.rint(apart**2).astype(np.int64)
 
 
 def _offsets(k: int, lattice: Lattice) -> Ints:
@@ -267,53 +283,63 @@ def _offsets(k: int, lattice: Lattice) -> Ints:
     return np.asarray(grid[order][distance[order] <= last])
 
 
-def _nearest_pixels(xy: Floats, rank: Ints, k: int) -> Ints:
-    """[N, k+1] by (distance in steps of the pitch, rank), self first."""
-    pitch = fit_scale(xy, None, "square", 1.0).pitch_px
+def _nearest_pixels(xy: Floats, rank: Ints, k: int) -> tuple[Ints, Floats, float]:
+    """[N, k+1] by (distance in steps of the pitch, rank), self first; their distances, px; the
+    pitch, px.
+    """
+    tree = cKDTree(xy)
+    pitch = _pitch(tree)
 
-    def steps(a: Ints, b: Ints) -> Ints:
-        apart = np.hypot(*np.moveaxis(xy[a] - xy[b], -1, 0))
-        return np.asarray(np.rint(_PIXEL_STEPS * apart / pitch), np.int64)
+    def steps(apart: Floats) -> Ints:
+        return np.rint(_PIXEL_STEPS / pitch * apart).astype(np.int64)
 
-    return _nearest(xy, np.arange(len(xy)), k, steps, rank)
+    return *_nearest(tree, np.arange(len(xy)), k, steps, rank), pitch
 
 
 def _nearest(
-    points: Floats, of: Ints, k: int, distance: Callable[[Ints, Ints], Ints], rank: Ints
-) -> Ints:
-    """[M, k+1] the k spots nearest to each spot of `of` by (distance, rank), self first.
+    tree: cKDTree, of: Ints, k: int, distance: Callable[[Floats], Ints], rank: Ints
+) -> tuple[Ints, Floats]:
+    """[M, k+1] the k spots nearest to each spot of `of` by (distance, rank), self first, and how
+    far they are in the tree's unit, inf where there is none.
 
-    `distance` is a whole number that grows with the distance of `points` [N, 2]. A KD-tree
-    gives candidates; they hold the answer when the farthest lies beyond the k-th, else twice
-    as many are looked at.
+    `distance` makes whole numbers of how far points are. The tree gives candidates; they hold the
+    answer when the farthest lies beyond the k-th, else twice as many are looked at.
     """
-    n_spots = len(points)
-    members = np.full((len(of), k + 1), -1, np.int64)
-    members[:, 0] = of
+    n_spots = tree.n
+    members, apart = np.full((len(of), k + 1), -1, np.int64), np.full((len(of), k + 1), np.inf)
+    members[:, 0], apart[:, 0] = of, 0
     if not len(of) or n_spots < 2:
-        return members
-    tree, wanted = cKDTree(points), min(k, n_spots - 1)
+        return members, apart
+    wanted = min(k, n_spots - 1)
     row_of = np.full(n_spots, -1)
     row_of[of] = np.arange(len(of))
     # The tree's own order keeps queries that follow each other close to each other.
     todo = row_of[tree.indices]
-    todo, width = todo[todo >= 0], min(n_spots, 2 * k + 8)
+    todo, width = todo[todo >= 0], min(n_spots, k + _SPARE)
     while len(todo):
         unsure: list[Ints] = []
         step = max(1, _CELLS // width)
         for rows in (todo[i : i + step] for i in range(0, len(todo), step)):
-            spot = of[rows][:, None]
-            found = tree.query(points[spot[:, 0]], k=width)[1]
-            found = np.take_along_axis(found, rank[found].argsort(axis=1), axis=1)
-            far = distance(spot, found)
-            far[found == spot] = -1
-            order = far.argsort(axis=1, kind="stable")[:, 1 : wanted + 1]
+            spot = of[rows]
+            away, found = tree.query(tree.data[spot], k=width)
+            far = distance(away)
+            far[found == spot[:, None]] = -1
+            order = _by_distance_and_rank(far, rank[found])[:, 1 : wanted + 1]
             members[rows, 1 : wanted + 1] = np.take_along_axis(found, order, axis=1)
+            apart[rows, 1 : wanted + 1] = np.take_along_axis(away, order, axis=1)
             last = np.take_along_axis(far, order[:, -1:], axis=1)[:, 0]
             unsure.append(rows[last >= far.max(axis=1)])
         todo = np.concatenate(unsure) if width < n_spots else np.empty(0, np.int64)
         width = min(n_spots, 2 * width)
-    return members
+    return members, apart
+
+
+def _by_distance_and_rank(far: Ints, rank: Ints) -> Ints:
+    """[M, W] order of each row by (far, rank)."""
+    most = int(rank.max()) + 1
+    if int(far.max()) < np.iinfo(np.int64).max // most - 1:
+        return (far * most + rank).argsort(axis=1)
+    return np.lexsort((rank, far), axis=1)
 
 
 def _place_distance(offset: Ints, lattice: Lattice) -> Ints:

@@ -5,44 +5,133 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch import distributed as dist
 
-from st_align.errors import ConfigError
+from st_align.errors import ConfigError, TrainingError
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
+    from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
 
 _AGREE_EVERY = 10
+_PATIENCE = timedelta(days=1)
+"""How long ranks wait for one another: the first job on a corpus runs its frozen encoders, and
+shares differ. A rank that ended is noticed at once, whatever this is.
+"""
 
 
 def launch() -> Fabric:
-    """The processes of this job: one, or as many as torchrun started; bf16 autocast on GPU."""
+    """The processes of this job: one, or as many as torchrun or srun started; bf16 autocast on
+    GPU.
+    """
     from lightning_fabric import Fabric
+    from lightning_fabric.strategies.ddp import DDPStrategy
 
-    per_node = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    ranks = int(os.environ.get("WORLD_SIZE", per_node))
+    environment, per_node, nodes = _processes()
     cuda = torch.cuda.is_available()
     if cuda and per_node > torch.cuda.device_count():
         raise ConfigError(
             "more processes than GPUs",
             expected=f"at most {torch.cuda.device_count()} on this machine",
             found=str(per_node),
-            fix="lower --nproc-per-node, or hide the GPUs with CUDA_VISIBLE_DEVICES=",
+            fix="lower --nproc-per-node; with srun ask for --gpus-per-node, not --gpus-per-task "
+            "(a process has to see all GPUs of its machine); or hide them: CUDA_VISIBLE_DEVICES=",
         )
     fabric = Fabric(
         accelerator="cuda" if cuda else "cpu",
-        strategy="ddp" if ranks > 1 else "auto",
+        strategy=DDPStrategy(timeout=_PATIENCE) if per_node * nodes > 1 else "auto",
         devices=per_node,
-        num_nodes=ranks // per_node,
+        num_nodes=nodes,
+        plugins=[environment],
         precision="bf16-mixed" if cuda else "32-true",
     )
     fabric.launch()
     return fabric
+
+
+def _processes() -> tuple[ClusterEnvironment, int, int]:
+    """Who started this process, how many on this machine, and on how many machines."""
+    from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+    from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+    from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+
+    if dist.is_available() and dist.is_torchelastic_launched():
+        per_node = int(os.environ["LOCAL_WORLD_SIZE"])
+        nodes = int(os.environ["WORLD_SIZE"]) // per_node
+        return TorchElasticEnvironment(), per_node, nodes
+    # Without srun, a batch script finds the variables of its allocation but is one process.
+    ranks = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
+    if ranks == 1:
+        return LightningEnvironment(), 1, 1
+    per_node = int(os.environ.get("SLURM_NTASKS_PER_NODE", 0))
+    nodes = int(os.environ.get("SLURM_STEP_NUM_NODES", 1))
+    if per_node * nodes != ranks:
+        raise ConfigError(
+            "srun did not start as many processes on each machine",
+            expected=f"--ntasks-per-node, {ranks} processes in all",
+            found=f"{nodes} machines, --ntasks-per-node={per_node or 'not given'}",
+            fix="give --nodes and --ntasks-per-node to sbatch or srun, and leave out --ntasks",
+        )
+    return SLURMEnvironment(auto_requeue=False), per_node, nodes
+
+
+def share(fabric: Fabric, sizes: Mapping[str, int]) -> list[str]:
+    """The names this rank works on, of all in `sizes`: dealt out from the largest down, so that
+    shares are about equal. Every name falls to one rank.
+    """
+    ordered = sorted(sizes, key=lambda name: (-sizes[name], name))
+    return ordered[fabric.global_rank :: fabric.world_size]
+
+
+def total(fabric: Fabric, *counts: int) -> list[int]:
+    """Each count summed over the ranks, once all have come to this point."""
+    with together(fabric):
+        summed = fabric.all_reduce(torch.tensor(counts, device=fabric.device), reduce_op="sum")
+    return cast(Tensor, summed).tolist()
+
+
+@contextmanager
+def together(fabric: Fabric) -> Iterator[None]:
+    """Inside, a connection to another rank that breaks is a TrainingError that says so."""
+    try:
+        yield
+    except RuntimeError as error:
+        if fabric.world_size == 1 or not _is_broken_connection(error):
+            raise
+        raise TrainingError(
+            f"rank {fabric.global_rank} of {fabric.world_size} lost the others: one of them ended",
+            found=str(error).splitlines()[0],
+            fix="look for what that rank said last (nothing: it was killed, most often for its "
+            "memory), then run the same command with --resume",
+        ) from error
+
+
+def _is_broken_connection(error: RuntimeError) -> bool:
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
+
+
+def require_agreed(fabric: Fabric, step: int | None) -> None:
+    """Every rank goes on from the same step, None the beginning; else TrainingError."""
+    first = fabric.broadcast(step)
+    if step != first:
+        raise TrainingError(
+            f"rank {fabric.global_rank} does not see the resume point of the first rank",
+            expected=_position(first),
+            found=_position(step),
+            fix="put the run folder on a file system that all machines share",
+        )
+
+
+def _position(step: int | None) -> str:
+    return "the beginning" if step is None else f"step {step}"
 
 
 @contextmanager

@@ -1,24 +1,30 @@
 """The three contrastive objectives (eq. 10, 11) over the spots of all ranks.
 
-Shape letters: B rows of this rank, A rows of all ranks, K neighbours, D an embedding's width.
+Shape letters: B rows of this rank, A rows of all ranks, C rows done at a time, K neighbours, D an
+embedding's width.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch import distributed as dist
+from torch.utils.checkpoint import checkpoint
 
 from st_align.batch import Batch
 from st_align.config import LossConfig
 from st_align.model import Embeddings
 
 MAX_LOGIT_SCALE = math.log(100)
+LOGITS_AT_ONCE = 2**22
+"""A batch of 2,048 is done in one go; 16 MB of float32 an array."""
 
 
 def clamp_logit_scale(logit_scale: Tensor) -> None:
@@ -44,18 +50,23 @@ class LossTerms:
 
 
 class StAlignLoss(nn.Module):
-    """L = spot L_CL^s + niche L_CL^n + cross L_NS, weighted by `LossConfig`."""
+    """L = spot L_CL^s + niche L_CL^n + cross L_NS, weighted by `LossConfig`.
 
-    def __init__(self, config: LossConfig) -> None:
+    Logits are made for some rows at a time, `logits_at_once` of them, and made again in the
+    backward pass: memory grows with A and not with B x A. Fewer logits than that are kept.
+    """
+
+    def __init__(self, config: LossConfig, *, logits_at_once: int = LOGITS_AT_ONCE) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.logits_at_once = config, logits_at_once
 
     def forward(self, embeddings: Embeddings, batch: Batch, logit_scale: Tensor) -> LossTerms:
         """`embeddings` belong to the spots of `batch`, `logit_scale` is s = ln(1/tau).
 
         Collective where torch.distributed is initialised: every rank calls it, with equally
         many rows. Rows that lack a modality leave the terms that need it, as rows and as
-        negatives. Logits are float32 or wider, whatever the autocast.
+        negatives. No spot is in a global batch twice. Logits are float32 or wider, whatever the
+        autocast.
         """
         config = self.config
         with torch.autocast(batch.ids.device.type, enabled=False):
@@ -71,8 +82,9 @@ class StAlignLoss(nn.Module):
                 "niche": ([(mine.e, every.t), (mine.t, every.e)], both),
                 "cross": (cross if config.symmetric_cross else cross[:1], any_),
             }
+            at_once = max(self.logits_at_once // len(rows.has_image), 1)
             terms = {
-                name: rows.mean_loss(pairs, scale, takes_part)
+                name: rows.mean_loss(pairs, scale, takes_part, at_once)
                 for name, (pairs, takes_part) in directions.items()
             }
         total = torch.stack([getattr(config, name) * term for name, term in terms.items()]).sum()
@@ -85,47 +97,92 @@ class StAlignLoss(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class _Rows:
-    """Which rows of all ranks are which: `own` [B] are this rank's; `has_*` [A]; `excluded`
-    [B, A] pairs that are no negatives because one lies in the niche of the other.
+    """Which rows of all ranks are which.
+
+    Two rows are no negatives of each other when one lies in the niche of the other, whichever:
+    for each row of this rank `members` says where its niche is among the A rows, and for each of
+    the A rows `member_of` says where its niche is among this rank's; A and B stand for nowhere.
     """
 
     own: Tensor
+    """[B] this rank's among the A."""
     has_image: Tensor
     has_counts: Tensor
-    excluded: Tensor
+    """[A]"""
+    members: Tensor
+    """[B, K+1], or [B, 0] where neighbours are not masked."""
+    member_of: Tensor
+    """[A, K+1] or [A, 0]"""
 
     @classmethod
     def of(cls, batch: Batch, mask_neighbors: bool) -> _Rows:
         facts = [batch.ids[:, None], batch.has_image[:, None], batch.has_counts[:, None]]
         every = _gather(torch.cat([*facts, batch.neighbors], dim=1))
-        ids, neighbors = every[:, 0], every[:, 3:]
+        ids, width = every[:, 0], batch.neighbors.shape[1] if mask_neighbors else 0
         first = len(batch) * (dist.get_rank() if _distributed() else 0)
-        excluded = torch.zeros(len(batch), len(ids), dtype=torch.bool, device=ids.device)
-        for k in range(neighbors.shape[1] if mask_neighbors else 0):
-            excluded |= batch.neighbors[:, k, None] == ids
-            excluded |= batch.ids[:, None] == neighbors[:, k]
         return cls(
             own=torch.arange(first, first + len(batch), device=ids.device),
             has_image=every[:, 1].bool(),
             has_counts=every[:, 2].bool(),
-            excluded=excluded,
+            members=_positions(batch.neighbors[:, :width], ids),
+            member_of=_positions(every[:, 3 : 3 + width], batch.ids),
         )
 
     def mean_loss(
-        self, pairs: list[tuple[Tensor, Tensor]], scale: Tensor, takes_part: Tensor
+        self,
+        pairs: list[tuple[Tensor, Tensor]],
+        scale: Tensor,
+        takes_part: Tensor,
+        at_once: int,
     ) -> Tensor:
         """Mean InfoNCE over the directions in `pairs` (own a [B, D], everyone's b [A, D]) and
-        over the rows of all ranks that take part, times the number of ranks.
+        over the rows of all ranks that take part, times the number of ranks; `at_once` rows of
+        this rank at a time.
 
         DDP averages over ranks; a mean over this rank's rows would weigh the rows of a rank
         with few of them more.
         """
-        candidates = takes_part & takes_part[self.own, None] & ~self.excluded
-        # A pair always keeps itself, so a row that takes no part has loss and gradient 0.
-        candidates[torch.arange(len(self.own), device=self.own.device), self.own] = True
-        losses = [info_nce(a, b, scale, candidates, self.own).sum() for a, b in pairs]
+
+        def chunk(first: int, scale: Tensor, *tensors: Tensor) -> Tensor:
+            own, every = tensors[: len(pairs)], tensors[len(pairs) :]
+            rows = slice(first, first + len(own[0]))
+            candidates = self._candidates(rows, takes_part)
+            sums = [
+                info_nce(a, b, scale, candidates, self.own[rows]).sum()
+                for a, b in zip(own, every, strict=True)
+            ]
+            return torch.stack(sums).mean()
+
+        run: Callable[..., Tensor] = chunk
+        if at_once < len(self.own):
+            run = partial(checkpoint, chunk, use_reentrant=False, preserve_rng_state=False)
+        every = [b for _, b in pairs]
+        chunks = zip(*(torch.split(a, at_once) for a, _ in pairs), strict=True)
+        losses = [run(n * at_once, scale, *own, *every) for n, own in enumerate(chunks)]
         ranks = len(takes_part) / len(self.own)
-        return torch.stack(losses).mean() * ranks / takes_part.sum().clamp(min=1)
+        return torch.stack(losses).sum() * ranks / takes_part.sum().clamp(min=1)
+
+    def _candidates(self, rows: slice, takes_part: Tensor) -> Tensor:
+        """[C, A] the positive and the negatives of some of this rank's rows."""
+        own, n = self.own[rows], len(takes_part)
+        kept = torch.ones(len(own), n + 1, dtype=torch.bool, device=own.device)
+        kept.scatter_(1, self.members[rows], False)
+        kept_too = torch.ones(len(own) + 1, n, dtype=torch.bool, device=own.device)
+        here = self.member_of - rows.start
+        here = torch.where((here >= 0) & (here < len(own)), here, len(own))
+        kept_too.scatter_(0, here.T, False)
+        kept = kept[:, :n] & kept_too[:-1]
+        kept &= takes_part & takes_part[own, None]
+        # A pair always keeps itself, so a row that takes no part has loss and gradient 0.
+        kept[torch.arange(len(own), device=own.device), own] = True
+        return kept
+
+
+def _positions(wanted: Tensor, ids: Tensor) -> Tensor:
+    """Where each of `wanted` lies in `ids` [N], which are distinct; N where it does not."""
+    ids_sorted, order = ids.sort()
+    at = torch.searchsorted(ids_sorted, wanted.contiguous()).clamp(max=len(ids) - 1)
+    return torch.where(ids_sorted[at] == wanted, order[at], len(ids))
 
 
 def info_nce(a: Tensor, b: Tensor, scale: Tensor, candidates: Tensor, positives: Tensor) -> Tensor:

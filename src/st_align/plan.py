@@ -18,6 +18,7 @@ from st_align.encoders.base import FrozenEncoder
 from st_align.errors import ConfigError, CorpusError, ModelError
 from st_align.expression import Panel, PanelExpression, choose_panel
 from st_align.features import Features, cached_features
+from st_align.job import share
 from st_align.loader import VIEW, SlideInputs, SpotData, frozen_encoders, slide_inputs
 from st_align.model import STAlign
 from st_align.provenance import NOT_STATED, config_hash, frozen_facts, software
@@ -87,8 +88,8 @@ def plan_training(
         encoders=encoders,
         progress=fabric.is_global_zero,
     )
-    for slide in slides[fabric.global_rank :: fabric.world_size]:
-        reader.cached(slide)  # each rank fills the caches of its share, then all read all
+    for id in share(fabric, {slide.id: slide.n_spots for slide in slides}):
+        reader.cached(corpus.slide(id))  # caches of its share are filled, then all read all
     fabric.barrier()
     data = SpotData(
         [reader.inputs(slide) for slide in slides],

@@ -32,7 +32,6 @@ from st_align.batch import Batch
 from st_align.checkpoint import (
     GENES,
     METRICS,
-    MODEL,
     PROVENANCE,
     TRAINER,
     Run,
@@ -50,7 +49,7 @@ from st_align.embedding import embed_spots
 from st_align.errors import OutputError, TrainingError, require_new_or_empty
 from st_align.expression import Panel, read_panel
 from st_align.files import read_json
-from st_align.job import StopSignals, launch, step_rng
+from st_align.job import StopSignals, launch, require_agreed, step_rng, together
 from st_align.loader import prefetch
 from st_align.loss import StAlignLoss, clamp_logit_scale
 from st_align.model import STAlign
@@ -115,21 +114,22 @@ def train(
     fabric = launch()
     say = log if fabric.is_global_zero else _say_nothing
     state = _resume_point(out, resume, say)
-    fabric.barrier()  # every rank has looked before the first one writes
-    splits = _split(corpus, hold_out_slides, hold_out_patients, say)
     fresh = state is None
-    plan = plan_training(
-        corpus,
-        config,
-        fabric,
-        splits=splits,
-        panel=read_panel(panel) if panel else None if fresh else Panel.load(out / GENES),
-        init=load_run(init) if fresh and init is not None else None,
-        log=say,
-    )
-    provenance = _begin(out, plan, command, resumed=not fresh, first=fabric.is_global_zero)
-    _Trainer(plan, out, fabric, provenance, say).train(state, save_every_s)
-    fabric.barrier()
+    with together(fabric):
+        # Planning waits for all ranks: each has looked before the first one writes.
+        require_agreed(fabric, None if state is None else state.step)
+        plan = plan_training(
+            corpus,
+            config,
+            fabric,
+            splits=_split(corpus, hold_out_slides, hold_out_patients, say),
+            panel=read_panel(panel) if panel else None if fresh else Panel.load(out / GENES),
+            init=load_run(init) if fresh and init is not None else None,
+            log=say,
+        )
+        provenance = _begin(out, plan, command, resumed=not fresh, first=fabric.is_global_zero)
+        _Trainer(plan, out, fabric, provenance, say).train(state, save_every_s)
+        fabric.barrier()
     return load_run(out)
 
 
@@ -208,14 +208,14 @@ class _Trainer:
 
     def batches(self, first: int) -> Generator[Batch]:
         """The rows of this rank of every global batch from step `first` on, made ahead."""
-        plan, optim = self.plan, self.plan.config.optim
+        plan, optim, data = self.plan, self.plan.config.optim, self.plan.config.data
         n, size = plan.data.n_spots, plan.length.batch
         rows = rank_rows(size, self.fabric.global_rank, self.fabric.world_size)
 
         def make(step: int) -> Batch:
             epoch = step // steps_per_epoch(n, size)
-            ids = global_batch(optim.seed, step, n, size)[rows]
-            key = (optim.seed, epoch) if plan.config.data.augment else None
+            ids = global_batch(optim.seed, step, n, size, block=data.block)[rows]
+            key = (optim.seed, epoch) if data.augment else None
             return plan.data.batch(ids, augment_key=key)
 
         return prefetch(make, range(first, plan.length.steps))
@@ -341,7 +341,7 @@ def _resume_point(out: Path, resume: bool, say: Callable[[str], None]) -> Traine
     state, damaged = load_state(out)
     for problem in damaged:
         say(f"a resume point is damaged and is passed over: {problem}")
-    if state is None and (out / MODEL).is_file() and read_json(out / PROVENANCE)["step"] > 0:
+    if state is None and (out / PROVENANCE).is_file() and read_json(out / PROVENANCE)["step"] > 0:
         raise OutputError(
             f"{out} holds a model but no resume point",
             expected=f"{out / TRAINER}",

@@ -30,6 +30,10 @@ def prepare(
         list[str] | None, typer.Option(help="lattice, k3, k<N>; may repeat. Default: lattice.")
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Slides prepared at the same time.")] = 1,
+    dask: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Prepare on this Dask scheduler's workers."),
+    ] = None,
     json: Json = None,
 ) -> None:
     """Turn slides into a corpus; run again to resume or to add slides and niches."""
@@ -44,8 +48,9 @@ def prepare(
     )  # fmt: skip
     found = find_slides(sources, options)
     corpus = build_corpus(
-        found.refs, out, absent=found.absent, niche_specs=tuple(niche or ["lattice"]), jobs=jobs
-    )
+        found.refs, out, absent=found.absent, niche_specs=tuple(niche or ["lattice"]), jobs=jobs,
+        dask=dask,
+    )  # fmt: skip
     result = corpus_overview(corpus)
     print(describe(result))
     emit(result, json)

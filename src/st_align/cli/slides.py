@@ -10,7 +10,6 @@ import typer
 from st_align.cli.app import app
 from st_align.cli.options import (
     Format,
-    H5ad,
     Image,
     Json,
     Model,
@@ -26,18 +25,22 @@ from st_align.cli.options import (
 def embed(
     slide: SlideArg,
     model: Model,
-    out: H5ad,
+    out: Annotated[
+        Path, typer.Option(help="The .h5ad to write; of a whole CORPUS, a folder for them.")
+    ],
     format: Format = "auto",
     image: Image = None,
     no_image: NoImage = False,
     json: Json = None,
 ) -> None:
-    """Embed a slide the model never saw."""
-    from st_align.commands.embed import embed_slide
+    """Embed a slide the model never saw, or every slide of a corpus."""
+    from st_align.commands.embed import embed_corpus, embed_slide
+    from st_align.corpus import is_corpus
     from st_align.io import ReadOptions
 
     options = ReadOptions(format=format, image=image, no_image=no_image)
-    emit(embed_slide(slide, model, out, options), json)
+    whole = out.suffix != ".h5ad" and is_corpus(Path(slide))
+    emit((embed_corpus if whole else embed_slide)(slide, model, out, options), json)
 
 
 @app.command()

@@ -44,15 +44,26 @@ def doctor(
 @app.command()
 def simulate(
     out: Annotated[Path, typer.Option(help="Folder to write; must be new or empty.")],
-    layout: Annotated[str, typer.Option("--as", help="spaceranger or stimage.")] = "spaceranger",
+    layout: Annotated[str, typer.Option("--as", help="spaceranger, stimage or corpus.")] = (
+        "spaceranger"
+    ),
     slides: Annotated[int, typer.Option(min=1, help="Slides, two a patient.")] = 8,
     spots: Annotated[int, typer.Option(min=50, help="Spots of a slide, about.")] = 400,
+    sparse: Annotated[
+        bool,
+        typer.Option(
+            "--sparse", help="A corpus of little room: few genes, patches without content."
+        ),
+    ] = False,
     seed: Seed = 0,
     json: Json = None,
 ) -> None:
     """Write a cohort with known truth."""
     from st_align.simulate import simulate_cohort
 
-    result = simulate_cohort(out, slides=slides, spots=spots, seed=seed, layout=layout)
-    print(f"{result['n_spots']:,} spots on {slides} slides: {out}; truth: {out / result['obs']}")
+    result = simulate_cohort(
+        out, slides=slides, spots=spots, seed=seed, layout=layout, sparse=sparse
+    )
+    truth = out / result["obs"] if "obs" in result else "columns domain, programme of its spots"
+    print(f"{result['n_spots']:,} spots on {slides} slides: {out}; truth: {truth}")
     emit(result, json)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,8 @@ from st_align.encoders.base import FrozenEntry, Modality, View, find, registered
 from st_align.encoders.field import FieldEncoder, sees, with_field
 from st_align.encoders.lookup import load_frozen
 from st_align.errors import ConfigError, CorpusError, nearest
-from st_align.features import Features, cached_features, feature_folder, feature_record
+from st_align.features import cached_features, feature_folder, feature_record
+from st_align.job import launch, share, total
 
 _SHOWN = 5
 
@@ -36,31 +36,40 @@ class FeatureRequest:
     patch_um: float | None = None
 
 
-def fill_features(corpus_path: Path, request: FeatureRequest) -> dict[str, Any]:
-    """`st-align features`: a frozen encoder over every slide of a corpus that has its modality."""
+def fill_features(corpus_path: Path, request: FeatureRequest) -> dict[str, Any] | None:
+    """`st-align features`: a frozen encoder over every slide of a corpus that has its modality.
+
+    Ranks share the slides; the first one tells of all of them and has the result.
+    """
     corpus, entry = Corpus.open(corpus_path), _entry(request)
     view = _view(request, entry)
+    fabric = launch()
     encoder = with_field(load_frozen(entry, request.weights), request.patch_um)
-    if entry.modality == "image":
+    first = fabric.is_global_zero
+    if first and entry.modality == "image":
         print(f"{entry.name} sees {sees(encoder)}")
-    done: Counter[str] = Counter()
-    genes: dict[str, dict[str, int]] = {}
-    warnings: list[str] = []
-    for id in tqdm(corpus.ids, desc=entry.name, unit="slide"):
-        folder = feature_folder(corpus, id, encoder, view, request.niche)
-        there = folder.is_dir()
-        found = cached_features(corpus, id, encoder, view, niche_spec=request.niche, progress=True)
-        done["without" if found is None else "cached" if there else "computed"] += 1
-        if found is None:
-            continue
-        warnings += feature_record(folder).get("warnings", [])
-        if isinstance(encoder, FrozenGenes):
-            genes[id] = _gene_facts(encoder, corpus, id, found)
-    if isinstance(encoder, FieldEncoder) and not done["computed"] + done["cached"]:
+    folders = {id: feature_folder(corpus, id, encoder, view, request.niche) for id in corpus.ids}
+    mine = share(fabric, {id: corpus.entry(id)["n_spots"] for id in corpus.ids})
+    computed = cached = 0
+    for id in tqdm(mine, desc=entry.name, unit="slide", disable=not first):
+        there = folders[id].is_dir()
+        found = cached_features(corpus, id, encoder, view, niche_spec=request.niche, progress=first)
+        cached += there
+        computed += found is not None and not there
+    computed, cached = total(fabric, computed, cached)
+    if not first:
+        return None
+    if isinstance(encoder, FieldEncoder) and not computed + cached:
         raise CorpusError(
             f"no slide of {corpus_path} was prepared with its image",
             fix="prepare the slides again without --no-image, into a new folder",
         )
+    done = {"computed": computed, "cached": cached, "without": len(folders) - computed - cached}
+    filled = [id for id in corpus.ids if folders[id].is_dir()]
+    genes: dict[str, dict[str, int]] = {}
+    if isinstance(encoder, FrozenGenes):
+        genes = {id: _gene_facts(encoder, corpus, id, view, request.niche) for id in filled}
+    warnings = [w for id in filled for w in feature_record(folders[id]).get("warnings", [])]
     for line in _said(entry, view, done, genes):
         print(line)
     print_warnings(warnings)
@@ -70,7 +79,7 @@ def fill_features(corpus_path: Path, request: FeatureRequest) -> dict[str, Any]:
         "view": view,
         "patch_um": request.patch_um,
         "fingerprint": encoder.fingerprint,
-        **{name: done[name] for name in ("computed", "cached", "without")},
+        **done,
         "genes": genes,
         "warnings": warnings,
     }
@@ -108,11 +117,12 @@ def _view(request: FeatureRequest, entry: FrozenEntry) -> View:
 
 
 def _gene_facts(
-    encoder: FrozenGenes, corpus: Corpus, id: str, features: Features
+    encoder: FrozenGenes, corpus: Corpus, id: str, view: View, niche: str
 ) -> dict[str, int]:
     """How many genes the encoder knows of a slide, by which route, and the spots without any."""
     slide = corpus.slide(id)
-    if slide.genes is None:
+    features = cached_features(corpus, id, encoder, view, niche_spec=niche)
+    if slide.genes is None or features is None:
         return {}
     match = encoder.vocabulary.match(slide.genes)
     return {

@@ -1,7 +1,8 @@
-"""Seeded cohorts of Visium slides with known truth, written in layouts that the readers read.
+"""Seeded cohorts of Visium slides with known truth, in layouts that the readers read, or prepared.
 
 `simulate_cohort` is all of it: sections (`section`) with domains and a continuous programme, the
-image that shows them (`histology`), the counts that they shape (`counts`), on disk (`layouts`).
+image that shows them (`histology`), the counts that they shape (`counts`), on disk (`layouts`,
+`corpora`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from st_align.errors import ConfigError, OutputError, nearest, require_new_or_empty
+from st_align.simulate import corpora
 from st_align.simulate.constants import Constants
 from st_align.simulate.counts import Biology, draw_batch, draw_biology, draw_counts
 from st_align.simulate.histology import Stain, draw_stain, draw_tissue, render
@@ -25,6 +27,8 @@ from st_align.simulate.section import draw_section
 
 __all__ = ["simulate_cohort"]
 
+CORPUS = "corpus"
+"""The layout that needs no `prepare`."""
 _SPOTS = (50, 15_000)
 _PER_PATIENT = 2
 _COHORT, _PATIENT, _SLIDE = range(3)
@@ -39,7 +43,13 @@ class _Drawn:
 
 
 def simulate_cohort(
-    out: Path, *, slides: int = 8, spots: int = 400, seed: int = 0, layout: str = "spaceranger"
+    out: Path,
+    *,
+    slides: int = 8,
+    spots: int = 400,
+    seed: int = 0,
+    layout: str = "spaceranger",
+    sparse: bool = False,
 ) -> dict[str, Any]:
     """Write a cohort of `slides` slides of exactly `spots` spots, two slides a patient.
 
@@ -53,20 +63,28 @@ def simulate_cohort(
         spots: in tissue, 50 to 15,000 a slide. From about 600 on, pixels per spot get fewer: the
             image has at most 2,000 a side.
         seed: of everything, 0 or more.
-        layout: "spaceranger" or "stimage".
+        layout: "spaceranger" or "stimage", which `prepare` reads, or "corpus": prepared already,
+            of 18,000 genes, its truth in the columns domain and programme of its spots. `corpora`
+            says what repeats in it.
+        sparse: the corpus takes a fortieth of the room: patches are files of their full length
+            that hold nothing, and there are 1,200 genes.
 
     Returns:
-        JSON-able: `slides` {id: patient}, `n_spots`, `n_genes`, `n_domains`, `layout`, and the
-        paths below `out` `source` (what `prepare` is given), `patients`, `obs`, `truth`.
+        JSON-able: `slides` {id: patient}, `n_spots`, `n_genes`, `n_domains`, `layout`, and, but
+        for a corpus, the paths below `out` `source` (what `prepare` is given), `patients`, `obs`,
+        `truth`.
 
     Raises:
         ConfigError: an argument out of range. OutputError: `out` holds files, or cannot be written.
 
     """
-    if layout not in LAYOUTS:
+    layouts = (*LAYOUTS, CORPUS)
+    if layout not in layouts:
         raise ConfigError(
-            f"unknown layout {layout!r}", expected=" | ".join(LAYOUTS), fix=nearest(layout, LAYOUTS)
+            f"unknown layout {layout!r}", expected=" | ".join(layouts), fix=nearest(layout, layouts)
         )
+    if sparse and layout != CORPUS:
+        raise ConfigError("only a corpus can be sparse", expected=CORPUS, found=layout)
     _require("number of slides", slides, 1, None)
     _require("number of spots", spots, *_SPOTS)
     _require("seed", seed, 0, None)
@@ -77,7 +95,10 @@ def simulate_cohort(
         with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as work:
             whole = Path(work, "cohort")
             whole.mkdir()
-            summary = _write(whole, slides=slides, spots=spots, seed=seed, layout=layout)
+            if layout == CORPUS:
+                summary = _write_corpus(whole, slides=slides, spots=spots, seed=seed, sparse=sparse)
+            else:
+                summary = _write(whole, slides=slides, spots=spots, seed=seed, layout=layout)
             whole.replace(out)
     except OSError as error:
         raise OutputError(f"cannot write {out}", found=error.strerror or str(error)) from error
@@ -131,6 +152,41 @@ def _write(folder: Path, *, slides: int, spots: int, seed: int, layout: str) -> 
         "patients": "patients.csv",
         "obs": "truth.csv",
         "truth": "truth.json",
+        "n_spots": slides * spots,
+        "n_genes": len(biology.symbols),
+        "n_domains": biology.n_domains,
+    }
+
+
+def _write_corpus(
+    folder: Path, *, slides: int, spots: int, seed: int, sparse: bool
+) -> dict[str, Any]:
+    from tqdm import tqdm
+
+    constants = Constants()
+    rng = np.random.default_rng((seed, _COHORT))
+    biology = draw_biology(rng, constants, silent=0 if sparse else corpora.SILENT_GENES)
+    pool = corpora.draw_pool(rng, constants, biology, spots)
+    patients, entries = {}, {}
+    for index in tqdm(range(slides), "simulate", unit="slide"):
+        patient = f"P{index // _PER_PATIENT + 1:03d}"
+        id = f"{patient}_S{index % _PER_PATIENT + 1}"
+        patients[id] = patient
+        entries[id] = corpora.write_slide(
+            folder / "slides" / id,
+            id,
+            patient,
+            rng=np.random.default_rng((seed, _SLIDE, index)),
+            constants=constants,
+            pool=pool,
+            n_spots=spots,
+            n_domains=biology.n_domains,
+            sparse=sparse,
+        )
+    corpora.write_corpus(folder, entries)
+    return {
+        "slides": patients,
+        "layout": CORPUS,
         "n_spots": slides * spots,
         "n_genes": len(biology.symbols),
         "n_domains": biology.n_domains,

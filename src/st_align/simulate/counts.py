@@ -40,9 +40,9 @@ class Biology:
         return len(self.markers)
 
 
-def draw_biology(rng: np.random.Generator, constants: Constants) -> Biology:
-    """Draw domains, markers and the programme of a cohort."""
-    symbols = np.array(genes.symbols())
+def draw_biology(rng: np.random.Generator, constants: Constants, silent: int = 0) -> Biology:
+    """Draw domains, markers and the programme of a cohort; `silent` more genes know of neither."""
+    symbols = np.array([*genes.symbols(), *genes.silent(silent)])
     n_domains = int(rng.integers(constants.domains[0], constants.domains[1] + 1))
     base = rng.normal(0, constants.base_log_sd, len(symbols))
     base += _HOUSEKEEPING_LOG_FOLD * np.array([s.startswith(genes.HOUSEKEEPING) for s in symbols])

@@ -69,6 +69,11 @@ def symbols() -> tuple[str, ...]:
     return (*KNOWN, *(f"{name}{i}" for name, ranges in _FAMILIES.items() for i in _numbers(ranges)))
 
 
+def silent(n: int) -> tuple[str, ...]:
+    """`n` more symbols, made up, as transcripts of unknown function are named."""
+    return tuple(f"LINC{90000 + i:05d}" for i in range(n))
+
+
 def ensembl_ids(n: int) -> tuple[str, ...]:
     """`n` ids that are well-formed but lie beyond those given to real human genes."""
     return tuple(f"ENSG00000{900000 + i:06d}" for i in range(n))
