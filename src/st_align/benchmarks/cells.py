@@ -43,6 +43,10 @@ class Cell:
     seconds: float = 0.0
 
 
+class SkippedError(Exception):
+    """The cell cannot be made here (no weights, not installed); the message is its row's note."""
+
+
 class Bench:
     """Cells of a bench in the folder `out`; what was made with the same key is not made again."""
 
@@ -66,6 +70,8 @@ class Bench:
             started = time.perf_counter()
             try:
                 made = make()
+            except SkippedError as reason:
+                return Cell(rows=(dataclasses.replace(of, note=str(reason)),))
             except Exception as error:  # one method's failure is a row, not the end of the table
                 return self._failure(name, of, error)
             found = dataclasses.replace(made, seconds=round(time.perf_counter() - started, 2))
