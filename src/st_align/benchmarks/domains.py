@@ -143,6 +143,7 @@ def find_targets(
     for name in request.slices:
         if name not in ids:
             raise ConfigError(f"no slide is called {name!r}", fix=nearest(name, ids))
+    hashes = {slide.id: slide_hash(slide) for slide in slides}
     targets = []
     for slide in slides:
         if request.slices and slide.id not in request.slices:
@@ -151,7 +152,7 @@ def find_targets(
         if len(set(labels.tolist()) - {""}) > 1:
             fit = fitting_slides(slide, slides, request.protocol)
             targets.append(
-                Target(slide=slide, labels=labels, fit=fit, corpus=corpus,
+                Target(slide=slide, labels=labels, fit=fit, corpus=corpus, hashes=hashes,
                        protocol=_relation(slide, fit))
             )  # fmt: skip
         elif request.slices:
@@ -207,9 +208,10 @@ def _cell(bench: Bench, method: Method, target: Target, request: DomainsRequest)
         return Cell(rows=(replace(of, note=reason),))
     key = {
         "bench": "domains",
-        "slide": slide_hash(target.slide),
+        "slide": target.hashes[target.slide.id],
         "label_key": request.label_key,
         "method": method.name,
+        "protocol": of.protocol,
         "runs": request.runs,
         "seed": request.seed,
         **method.key(target),
@@ -313,7 +315,7 @@ def _facts(
         "seeds": list(range(request.seed, request.seed + request.runs)),
         "slides": {
             s.id: {
-                "hash": slide_hash(s),
+                "hash": targets[0].hashes[s.id],
                 "patient": s.patient,
                 "patient_from": s.patient_origin,
                 "n_spots": s.n_spots,

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,6 +34,8 @@ class Target:
     fit: Sequence[PreparedSlide]
     protocol: str
     """How far the `fit` slides are from the target."""
+    hashes: Mapping[str, str] = field(default_factory=dict)
+    """`slide_hash` by id, of every slide at hand."""
     corpus: Corpus | None = None
     """Whose slides these are, where they come from one: frozen features are kept in it."""
 

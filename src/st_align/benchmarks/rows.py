@@ -13,7 +13,7 @@ import numpy as np
 from st_align.baselines import linear_niche, spot_pca
 from st_align.benchmarks import stimage_clip
 from st_align.benchmarks.audit import ON_SLIDE, ZERO_SHOT, Contender
-from st_align.benchmarks.cells import SkippedError, slide_hash
+from st_align.benchmarks.cells import SkippedError
 from st_align.benchmarks.methods import (
     Embedded,
     Floats,
@@ -139,7 +139,7 @@ def _linear() -> list[Method]:
         train = [with_genes(s, names) for s in train]
         panel = choose_panel(train, SHARED_GENES).genes
         x = linear_niche([with_genes(s, panel) for s in train], with_genes(target.slide, panel))
-        return Embedded(x=x, note=f"{len(panel)} genes of {len(train)} slides")
+        return Embedded(x=x, note=f"{len(panel)} genes, {len(train)} slide{'s' * (len(train) > 1)}")
 
     def on_slide(target: Target, seed: int) -> Embedded:
         panel = choose_panel([target.slide], SHARED_GENES).genes
@@ -164,7 +164,7 @@ def _needs_fit(target: Target) -> str:
 
 
 def _fit_key(target: Target) -> dict[str, Any]:
-    return {"fit": {s.id: slide_hash(s) for s in target.fit}}
+    return {"fit": {s.id: target.hashes.get(s.id, "") for s in target.fit}}
 
 
 def _weights_of(
