@@ -304,7 +304,7 @@ def _niche(corpus: Corpus, wanted: str | None) -> str:
     shared = set.intersection(*(set(corpus.entry(id)["niches"]) for id in corpus.ids))
     if wanted is None and shared:
         return "lattice" if "lattice" in shared else min(shared)
-    if wanted not in shared:
+    if wanted is None or wanted not in shared:
         raise ConfigError(
             f"not every slide was prepared with the niche {wanted or 'of another'!r}",
             expected=f"one of {', '.join(sorted(shared)) or 'none in common'}",

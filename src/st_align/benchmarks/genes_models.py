@@ -76,7 +76,7 @@ class MeanPredictor:
 
     name = MEAN
     identity = ""
-    tracks = ("",)
+    tracks: tuple[str, ...] = ("",)
 
     def predict(self, task: Task, track: str) -> dict[str, Floats]:
         """The same row for every spot."""

@@ -117,7 +117,7 @@ class Report:
 
     def headline(self) -> dict[str, Any]:
         """Overall MSE by method and track, and the least."""
-        found = {}
+        found: dict[str, dict[str, Any]] = {}
         for method, track in dict.fromkeys((r.method, r.track) for r in self.rows()):
             mse = self.by_fold(method, track, [""], "mse")
             if mse:
@@ -144,7 +144,7 @@ class Report:
 
     def _by_gene(self, track: str, genes: Sequence[str]) -> str:
         """Table 2: a column a gene and category, then overall."""
-        groups = {gene: (gene,) for gene in genes}
+        groups: dict[str, Sequence[str]] = {gene: (gene,) for gene in genes}
         if set(genes) == set(NINE):
             groups = {gene: (gene,) for gene in NINE} | dict(CATEGORIES)
         groups |= {"overall": ("",)}

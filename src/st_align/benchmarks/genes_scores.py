@@ -127,4 +127,5 @@ def _measured(values: Floats, measured: NDArray[np.bool_]) -> Floats:
 
 
 def _ratio(above: Floats, below: Floats) -> Floats:
-    return np.divide(above, below, out=np.full(below.shape, np.nan), where=below > 0)
+    share: Floats = np.divide(above, below, out=np.full(below.shape, np.nan), where=below > 0)
+    return share

@@ -58,9 +58,10 @@ def _half_correlation(
         _centred(log_normalise(c, total.astype(np.float64))[0].toarray()) for c, total in halves
     )
     spread = np.sqrt((a**2).sum(axis=0) * (b**2).sum(axis=0))
-    return np.divide(
+    r: Floats = np.divide(
         (a * b).sum(axis=0), spread, out=np.full(len(spread), np.nan), where=spread > 0
     )
+    return r
 
 
 def _centred(values: NDArray[np.float32]) -> Floats:

@@ -191,11 +191,12 @@ def _ridge_cell(bench: Bench, corpus: Corpus, part: Part, seed: int) -> Cell:
         ridge = fit_ridge_retriever(train, niche, reads)
 
         def spaces(slide: PreparedSlide) -> Spaces:
-            use, found = slide.total_umi > 0, {}
+            use = slide.total_umi > 0
+            found: dict[str, Pair] = {}
             for whiten in (False, True):
                 title = "ridge, whitened" if whiten else "ridge"
-                pairs = [ridge.vectors(slide, scale, whiten=whiten) for scale in SCALES]
-                (si, sg), (ni, ng) = ([v[use] for v in pair] for pair in pairs)
+                si, ni = (ridge.from_image(slide, s, whiten=whiten)[use] for s in SCALES)
+                sg, ng = (ridge.from_counts(slide, s, whiten=whiten)[use] for s in SCALES)
                 found[f"{title}, spot"] = (si, sg)
                 found[f"{title}, niche"] = (ni, ng)
                 found[f"{title}, both"] = (_joined(si, ni), _joined(sg, ng))

@@ -34,10 +34,12 @@ class Report:
 
     @cached_property
     def hits(self) -> dict[tuple[str, str], dict[str, NDArray[np.float64]]]:
-        """(method, track) -> slide -> 1 where the own spot is among the first ten [N]."""
+        """(method, track) -> slide -> 1 where the own spot is among the first ten [N]. Sorted: a
+        cell that was read again must draw the same intervals.
+        """
         found: dict[tuple[str, str], dict[str, NDArray[np.float64]]] = {}
         for cell in self.cells:
-            for name, rank in cell.arrays.items():
+            for name, rank in sorted(cell.arrays.items()):
                 method, track, slide = name.split("|", 2)
                 hit = (rank <= _AT).astype(np.float64)
                 found.setdefault((method, track), {})[slide] = hit

@@ -37,14 +37,17 @@ class RidgeRetriever:
     spread: Mapping[str, Floats]
     weights: Mapping[str, Floats]
 
-    def vectors(self, slide: PreparedSlide, scale: str, *, whiten: bool) -> tuple[Floats, Floats]:
-        """What the image predicts and what the counts are, both [N, R]; `whiten` divides the axes
-        by their spread on the training slides.
+    def from_image(self, slide: PreparedSlide, scale: str, *, whiten: bool) -> Floats:
+        """[N, R] what the slide's image predicts; `whiten` divides the axes by their spread on the
+        training slides.
         """
-        by = self.spread[scale] if whiten else np.ones(self.axes[scale].shape[1])
         predicted = _features(slide, self.features[scale]) @ self.weights[scale]
+        return predicted / self.spread[scale] if whiten else predicted
+
+    def from_counts(self, slide: PreparedSlide, scale: str, *, whiten: bool) -> Floats:
+        """[N, R] what its counts are, in the same space."""
         found = _expression(slide, self.panel, self.niche, scale) @ self.axes[scale]
-        return predicted / by, found / by
+        return found / self.spread[scale] if whiten else found
 
 
 def fit_ridge_retriever(

@@ -10,12 +10,30 @@ import errno
 import os
 import sys
 
-from st_align.cli import bench, bench_genes, bench_retrieval, corpora, genes, slides, start
+from st_align.cli import (
+    bench,
+    bench_ablation,
+    bench_genes,
+    bench_retrieval,
+    corpora,
+    genes,
+    slides,
+    start,
+)
 from st_align.cli.app import app
 
 __all__ = ["app", "main"]
 
-_VERBS = (start, corpora, slides, genes, bench, bench_genes, bench_retrieval)
+_VERBS = (
+    start,
+    corpora,
+    slides,
+    genes,
+    bench,
+    bench_genes,
+    bench_retrieval,
+    bench_ablation,
+)
 """Files of verbs: each adds its own to `app` when it is imported."""
 
 
