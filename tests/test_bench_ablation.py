@@ -80,7 +80,7 @@ def test_sensitivity_leaves_out_what_the_base_is() -> None:
 
 
 def test_a_crashed_cell_is_named_and_the_same_command_goes_on(
-    corpus, tmp_path, monkeypatch, capsys
+    corpus, tmp_path, monkeypatch
 ) -> None:
     out, trained = tmp_path / "out", []
     plain = ablation.train
@@ -92,7 +92,8 @@ def test_a_crashed_cell_is_named_and_the_same_command_goes_on(
         return plain(corpus, config, folder, **options)
 
     monkeypatch.setattr(ablation, "train", train)
-    first = bench_ablation(corpus.path, out, request())
+    first, failed_cells = bench_ablation(corpus.path, out, request())
+    assert failed_cells == ["simple concatenation seed 0: the loss is not finite"]
     rows = results(out)
     failed = {row.method: row.note for row in rows if row.note}
     assert failed.pop("simple concatenation") == "failed: the loss is not finite"
@@ -105,12 +106,12 @@ def test_a_crashed_cell_is_named_and_the_same_command_goes_on(
     assert {r.protocol for r in rows if r.value is not None} == {"donor-held-out"}
     assert len(list((out / RUNS).iterdir())) == 3
 
-    second = bench_ablation(corpus.path, out, request())
+    second, _ = bench_ablation(corpus.path, out, request())
     assert len(trained) == 5, "only the cell that crashed is trained again"
     assert second["headline"]["simple concatenation"]["mse"] is not None
     assert second["headline"][FULL] == first["headline"][FULL]
     assert "failed" not in (out / "results.md").read_text().lower()
-    assert "| 0.340 | 0.168 |" in capsys.readouterr().out
+    assert "| 0.340 | 0.168 |" in text
 
 
 def test_a_finished_run_is_not_trained_again_when_its_scores_are_lost(
@@ -118,11 +119,11 @@ def test_a_finished_run_is_not_trained_again_when_its_scores_are_lost(
 ) -> None:
     monkeypatch.setattr(ablation, "table_3", lambda base: table_3(base)[-1:])
     out = tmp_path / "out"
-    first = bench_ablation(corpus.path, out, request())
+    first, _ = bench_ablation(corpus.path, out, request())
     for path in (out / "cells").iterdir():
         path.unlink()
     monkeypatch.setattr(ablation, "train", lambda *_, **__: pytest.fail("trained again"))
-    assert bench_ablation(corpus.path, out, request())["headline"] == first["headline"]
+    assert bench_ablation(corpus.path, out, request())[0]["headline"] == first["headline"]
 
 
 def test_a_niche_that_was_not_prepared_is_one_failed_row(corpus, tmp_path, monkeypatch) -> None:

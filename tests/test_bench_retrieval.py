@@ -90,7 +90,7 @@ def test_the_ridge_finds_halves_that_differ_in_colour_and_sees_no_counts(rng) ->
 def test_the_whole_bench(corpus, run_without_b, tmp_path) -> None:
     out = tmp_path / "out"
     request = RetrievalRequest(models=[f"m={run_without_b}"])
-    result = bench_retrieval(corpus.path, out, request)
+    result, _ = bench_retrieval(corpus.path, out, request)
     with (out / "results.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert {row["slide"] for row in rows} == {"b1", "b2"}

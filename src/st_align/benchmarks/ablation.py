@@ -92,9 +92,12 @@ class Bed:
         }
 
 
-def bench_ablation(corpus_path: Path, out: Path, request: AblationRequest) -> dict[str, Any]:
-    """Write results.csv, results.md and provenance into `out`, runs beside them; what `--json`
-    holds. A configuration that fails is a row with the reason; the same command goes on.
+def bench_ablation(
+    corpus_path: Path, out: Path, request: AblationRequest
+) -> tuple[dict[str, Any], list[str]]:
+    """Write results.csv, results.md and provenance into `out`, runs beside them; gives what
+    `--json` holds and the cells that failed: a configuration that fails is a row with the
+    reason, and the same command tries it again.
 
     Raises:
         ConfigError: nothing is held out, or nothing of it can be scored; unknown genes.
@@ -121,9 +124,7 @@ def bench_ablation(corpus_path: Path, out: Path, request: AblationRequest) -> di
         key=bed.key,
         configurations={a.name: dict(a.changes) for a in ablations},
     )
-    print(text)
-    print(f"written: {out}")
-    return to_json(rows, headline(rows))
+    return to_json(rows, headline(rows)), bench.failed
 
 
 def _bed(corpus: Corpus, request: AblationRequest) -> Bed:

@@ -26,6 +26,7 @@ from st_align.benchmarks.genes_data import (
     patient_folds,
     usable,
 )
+from st_align.benchmarks.genes_figure import draw
 from st_align.benchmarks.genes_models import (
     HeadPredictor,
     MeanPredictor,
@@ -96,8 +97,11 @@ class Entry:
     note: str = ""
 
 
-def bench_genes(corpus_path: Path, out: Path, request: GenesRequest) -> dict[str, Any]:
-    """Write results.csv, results.md, figures and provenance into `out`; gives what `--json` holds.
+def bench_genes(
+    corpus_path: Path, out: Path, request: GenesRequest
+) -> tuple[dict[str, Any], list[str]]:
+    """Write results.csv, results.md, genes.png and provenance into `out`; gives what `--json`
+    holds and the cells that failed.
 
     Raises:
         ConfigError: unknown patients or genes, fewer than two patients.
@@ -126,6 +130,7 @@ def bench_genes(corpus_path: Path, out: Path, request: GenesRequest) -> dict[str
     rows = report.rows()
     write_csv(out / "results.csv", rows)
     replace_file(out / "results.md", text.encode())
+    draw(out / "genes.png", report)
     bench.write_provenance(
         bench="genes",
         corpus=str(corpus.path),
@@ -137,9 +142,7 @@ def bench_genes(corpus_path: Path, out: Path, request: GenesRequest) -> dict[str
         models={c.name: {str(r.path): run_hash(r) for r in c.runs} for c in models},
         audit=audit,
     )
-    print(text)
-    print(f"written: {out}")
-    return to_json(rows, report.headline())
+    return to_json(rows, report.headline()), bench.failed
 
 
 Method = Callable[[FoldPlan], Sequence[Entry]]

@@ -72,8 +72,11 @@ class Part:
     protocols: Mapping[str, str]
 
 
-def bench_retrieval(corpus_path: Path, out: Path, request: RetrievalRequest) -> dict[str, Any]:
-    """Write results.csv, results.md and provenance into `out`; gives what `--json` holds.
+def bench_retrieval(
+    corpus_path: Path, out: Path, request: RetrievalRequest
+) -> tuple[dict[str, Any], list[str]]:
+    """Write results.csv, results.md and provenance into `out`; gives what `--json` holds and the
+    cells that failed.
 
     Raises:
         ConfigError: no model, an unknown slide, or no slide that the models did not see.
@@ -106,9 +109,7 @@ def bench_retrieval(corpus_path: Path, out: Path, request: RetrievalRequest) -> 
         models={c.name: {str(r.path): run_hash(r) for r in c.runs} for c in models},
         audit=audit,
     )
-    print(text)
-    print(f"written: {out}")
-    return to_json(rows, report.headline(np.random.default_rng(request.seed)))
+    return to_json(rows, report.headline(np.random.default_rng(request.seed))), bench.failed
 
 
 def _require_slides(

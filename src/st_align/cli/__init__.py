@@ -14,6 +14,7 @@ from st_align.cli import (
     bench,
     bench_ablation,
     bench_genes,
+    bench_hest,
     bench_retrieval,
     corpora,
     genes,
@@ -31,6 +32,7 @@ _VERBS = (
     genes,
     bench,
     bench_genes,
+    bench_hest,
     bench_retrieval,
     bench_ablation,
 )

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from st_align.cli.bench import bench_app
-from st_align.cli.options import Json, emit
+from st_align.cli.bench_end import finish
+from st_align.cli.options import Json
 
 
 @bench_app.command("ablation")
@@ -51,4 +52,5 @@ def bench_ablation(
         n_seeds=seeds,
         sensitivity=sensitivity,
     )
-    emit(bench_ablation(corpus, out, request), json)
+    result, failed = bench_ablation(corpus, out, request)
+    finish(result, failed, out, json)

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from st_align.cli.bench import bench_app
-from st_align.cli.options import Json, Seed, emit
+from st_align.cli.bench_end import finish
+from st_align.cli.options import Json, Seed
 
 
 @bench_app.command("genes")
@@ -52,4 +53,5 @@ def bench_genes(
         seed=seed,
         allow_leak=allow_leak,
     )
-    emit(bench_genes(corpus, out, request), json)
+    result, failed = bench_genes(corpus, out, request)
+    finish(result, failed, out, json)

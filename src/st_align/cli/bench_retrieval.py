@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from st_align.cli.bench import bench_app
-from st_align.cli.options import Json, Seed, emit
+from st_align.cli.bench_end import finish
+from st_align.cli.options import Json, Seed
 
 
 @bench_app.command("retrieval")
@@ -30,4 +31,5 @@ def bench_retrieval(
     from st_align.benchmarks.retrieval import RetrievalRequest, bench_retrieval
 
     request = RetrievalRequest(models=model, slides=slides or (), seed=seed, allow_leak=allow_leak)
-    emit(bench_retrieval(corpus, out, request), json)
+    result, failed = bench_retrieval(corpus, out, request)
+    finish(result, failed, out, json)
