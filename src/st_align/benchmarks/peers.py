@@ -27,6 +27,7 @@ from st_align.benchmarks.methods import (
     needs_counts,
     seeded,
 )
+from st_align.encoders._torchvision import import_timm
 from st_align.geometry import fit_scale
 from st_align.slide import LATTICE, PITCH_UM, PreparedSlide
 
@@ -186,6 +187,7 @@ def _cellcharter(target: Target, seed: int) -> Embedded:
 
     Upstream reduces with scVI or PCA; its clusterer is a Gaussian mixture with full covariances.
     """
+    import_timm()  # beside a CPU torch, squidpy and Lightning need its torchvision as well
     import cellcharter
     import scanpy
     from scipy import sparse

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from st_align.cli.app import app
-from st_align.cli.options import Format, Json, NoImage, Seed, emit
+from st_align.cli.bench_end import finish
+from st_align.cli.options import Format, Json, NoImage, Seed
 
 bench_app = typer.Typer(
     help="The paper's tables and the honest ones, each by one command.", no_args_is_help=True
@@ -60,9 +61,4 @@ def domains(
         read=ReadOptions(format=format, no_image=no_image, patients=patients), **options,
     )  # fmt: skip
     result, failed = bench_domains(sources, out, request)
-    emit(result, json)
-    print((out / "results.md").read_text(encoding="utf-8"))
-    print(f"written: {out}")
-    if failed:
-        typer.echo(f"{len(failed)} cells failed; the same command tries them again", err=True)
-        raise typer.Exit(1)
+    finish(result, failed, out, json)
