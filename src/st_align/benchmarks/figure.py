@@ -58,7 +58,7 @@ def draw_domains(
         found = [str(domain) for domain in one.found]
         title = f"{one.name}\n{one.said}" if one.said else one.name
         _spots(_panel(next(free), title, view), view, found, matched_colors(found, labels.tolist()))
-    _legend(figure, names, bool((labels == "").any()))
+    _legend(figure, names, bool((labels == "").any()), columns + 1)
     with replacing(path) as part:
         figure.savefig(part, format="png", facecolor="white")
 
@@ -111,7 +111,7 @@ def _spots(axes: Any, view: SlideView, groups: Sequence[str], colors: Mapping[st
     )  # fmt: skip
 
 
-def _legend(figure: Any, colors: Mapping[str, str], unlabelled: bool) -> None:
+def _legend(figure: Any, colors: Mapping[str, str], unlabelled: bool, columns: int) -> None:
     from matplotlib.lines import Line2D
 
     shown = dict(colors) | ({"no label": GREY} if unlabelled else {})
@@ -119,4 +119,6 @@ def _legend(figure: Any, colors: Mapping[str, str], unlabelled: bool) -> None:
         Line2D([], [], marker="o", linestyle="", color=color, label=name)
         for name, color in shown.items()
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=8, fontsize=8, frameon=False)
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=columns, fontsize=8, frameon=False
+    )
