@@ -56,6 +56,14 @@ def run_without_b(corpus, tmp_path_factory):
     return toy_run.save(run, tmp_path_factory.mktemp("run") / "run")
 
 
+@pytest.fixture(autouse=True)
+def no_large_encoder(monkeypatch):
+    """The ungated encoder would be most of these tests' time."""
+    found = image_encoders()
+    del found["efficientnet-lite0"]
+    monkeypatch.setattr("st_align.benchmarks.genes.image_encoders", lambda: found)
+
+
 def test_few_patients_are_left_out_one_by_one(rng) -> None:
     folds = patient_folds({"s1": "a", "s2": "a", "s3": "b", "s4": "c"}, rng=rng)
     assert [f.test for f in folds] == [("s1", "s2"), ("s3",), ("s4",)]
@@ -215,6 +223,7 @@ def test_the_whole_bench(corpus, run_without_b, tmp_path) -> None:
     text = (tmp_path / "out" / "results.md").read_text()
     assert "| uni |" in text
     assert "PCC pooled" in text
+    assert (tmp_path / "out" / "genes.png").read_bytes().startswith(b"\x89PNG")
     own = [r for r in result["rows"] if r["method"] == "mean predictor" and not r.get("item")]
     ratio = [r["mean"] for r in own if r["metric"] == "mse_over_mean_predictor"]
     assert ratio == [1.0, 1.0]
@@ -240,6 +249,25 @@ def test_a_method_that_fails_costs_its_row_alone(corpus, tmp_path, monkeypatch) 
     failed = {row["note"] for row in rows if row["method"] == "colour statistics"}
     assert failed == {"failed: no colour today"}
     assert any(row["method"] == "toy-colour, spot" and row["value"] for row in rows)
+
+
+def test_the_command_ends_with_1_where_a_method_failed(corpus, tmp_path, monkeypatch) -> None:
+    from typer.testing import CliRunner
+
+    def fail(*_):
+        raise SlideError("no colour today")
+
+    words = ["bench", "genes", str(corpus.path), "--genes", "GENE0", "--test-patients", "b"]
+    words += ["--out", str(tmp_path / "o"), "--json", str(tmp_path / "o.json")]
+    with monkeypatch.context() as patch:
+        patch.setattr("st_align.benchmarks.genes.colours", fail)
+        broken = CliRunner().invoke(app, words)
+    assert broken.exit_code == 1
+    assert "2 cells failed" in broken.output
+    mended = CliRunner().invoke(app, words)
+    assert mended.exit_code == 0
+    assert "# Expression from the image alone" in mended.output
+    assert json.loads((tmp_path / "o.json").read_text())["headline"]["least_mse"]
 
 
 def test_counts_of_the_target_do_not_reach_any_prediction(

@@ -12,6 +12,7 @@ from sklearn.linear_model import Ridge
 import toy_run  # noqa: F401  (registers an encoder that needs no weights)
 from hest_files import SIDE, UM_PER_PX, write_sample, write_task
 from st_align.benchmarks.hest import bench_hest, cv_alpha, expression, hest_a13, hest_readme
+from st_align.benchmarks.image_rows import image_encoders
 from st_align.errors import ConfigError, SlideError
 from st_align.io import ReadOptions, find_slides, read_one
 from st_align.io.hest import PatchMosaic, barcodes_of
@@ -155,7 +156,10 @@ def test_cv_alpha_finds_a_linear_map_with_an_offset(rng) -> None:
 
 
 @pytest.mark.parametrize("protocol", ["hest-readme", "hest-a13", "cv-alpha"])
-def test_the_whole_bench(tmp_path, protocol) -> None:
+def test_the_whole_bench(tmp_path, protocol, monkeypatch) -> None:
+    found = image_encoders()
+    del found["efficientnet-lite0"]  # most of the time
+    monkeypatch.setattr("st_align.benchmarks.hest.image_encoders", lambda: found)
     write_task(tmp_path / "bench" / "IDC", ["S1", "S2", "S3"], ["GENE0", "GENE5"])
     result, _ = bench_hest(tmp_path / "bench", tmp_path / "out", protocol)
     text = (tmp_path / "out" / "results.md").read_text()
