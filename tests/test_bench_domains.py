@@ -257,6 +257,32 @@ def test_absent_packages_make_rows_that_say_how_to_get_them(
     assert "pip install" in novae.missing(target())
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [
+        ("BANKSY", "banksy"),
+        ("STAGATE", "STAGATE_pyG"),
+        ("GraphST", "GraphST"),
+        ("CellCharter", "cellcharter"),
+    ],
+)
+def test_peers_embed_every_spot(name: str, module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the extra `bench` is installed."""
+    monkeypatch.setattr(peers, "STAGATE_EPOCHS", 2)
+    monkeypatch.setattr(peers, "GRAPHST_EPOCHS", 2)
+    if peers.importlib.util.find_spec(module) is None:
+        pytest.skip(f"{module} is not installed")
+    there = target(n_genes=400)
+    (row,) = (row for row in peers.peers({}) if row.name == name)
+    found = row.embed(there, 0)
+    assert found.x.shape[0] == there.slide.n_spots
+    assert np.isfinite(found.x).all()
+    if found.own is not None:
+        assert len(found.own.run(2, 0)) == there.slide.n_spots
+
+
 # --- the paper --------------------------------------------------------------------------------
 
 

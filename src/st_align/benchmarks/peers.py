@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 ON_THE_SLIDE = "trained on the slide"
 _GENES = 3000
+STAGATE_EPOCHS, GRAPHST_EPOCHS = 1000, 600
 _EXTRA = "pip install 'st-align[bench]'"
 
 
@@ -165,7 +166,7 @@ def _stagate(target: Target, seed: int) -> Embedded:
     adata = normalised(target.slide)
     Cal_Spatial_Net(adata, rad_cutoff=1.5, verbose=False)
     with seeded(seed):
-        adata = train_STAGATE(adata, random_seed=seed, verbose=False)
+        adata = train_STAGATE(adata, n_epochs=STAGATE_EPOCHS, random_seed=seed, verbose=False)
     return Embedded(x=adata.obsm["STAGATE"], note="its own clusterer, mclust EEE, is this mixture")
 
 
@@ -177,7 +178,8 @@ def _graphst(target: Target, seed: int) -> Embedded:
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with seeded(seed):
-        adata = GraphST(raw(target.slide), device=device, random_seed=seed).train()
+        model = GraphST(raw(target.slide), device=device, random_seed=seed, epochs=GRAPHST_EPOCHS)
+        adata = model.train()
     x = PCA(20, random_state=seed).fit_transform(adata.obsm["emb"])
     return Embedded(x=x, own=_own_leiden(x))
 
