@@ -10,12 +10,34 @@ import errno
 import os
 import sys
 
-from st_align.cli import bench, bench_speed, corpora, genes, slides, start
+from st_align.cli import (
+    bench,
+    bench_ablation,
+    bench_genes,
+    bench_hest,
+    bench_retrieval,
+    bench_speed,
+    corpora,
+    genes,
+    slides,
+    start,
+)
 from st_align.cli.app import app
 
 __all__ = ["app", "main"]
 
-_VERBS = (start, corpora, slides, genes, bench, bench_speed)
+_VERBS = (
+    start,
+    corpora,
+    slides,
+    genes,
+    bench,
+    bench_genes,
+    bench_hest,
+    bench_retrieval,
+    bench_speed,
+    bench_ablation,
+)
 """Files of verbs: each adds its own to `app` when it is imported."""
 
 

@@ -32,7 +32,7 @@ Image = Annotated[
     Path | None, typer.Option("--image", help="Full-resolution image of the one slide given.")
 ]
 Format = Annotated[
-    str, typer.Option("--format", help="auto, visium, stimage, h5ad or spatialdata.")
+    str, typer.Option("--format", help="auto, visium, stimage, hest, h5ad or spatialdata.")
 ]
 
 

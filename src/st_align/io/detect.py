@@ -11,7 +11,7 @@ from types import ModuleType
 import pandas as pd
 
 from st_align.errors import ConfigError, SlideError, nearest
-from st_align.io import h5ad, spatialdata, stimage, visium
+from st_align.io import h5ad, hest, spatialdata, stimage, visium
 from st_align.io.check import check_id, check_slide
 from st_align.io.patients import check_patients, read_patients, with_patient
 from st_align.io.refs import Found, ReadOptions, SlideRef
@@ -21,6 +21,7 @@ from st_align.slide import Slide
 _READERS: Mapping[str, ModuleType] = {
     "spatialdata": spatialdata,
     "stimage": stimage,
+    "hest": hest,
     "visium": visium,
     "h5ad": h5ad,
 }

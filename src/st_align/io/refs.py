@@ -15,7 +15,7 @@ import pandas as pd
 from st_align.errors import ConfigError, nearest
 from st_align.slide import Slide, Technology
 
-FORMATS = ("auto", "visium", "stimage", "h5ad", "spatialdata")
+FORMATS = ("auto", "visium", "stimage", "hest", "h5ad", "spatialdata")
 TECHNOLOGIES: tuple[Technology, ...] = ("Visium", "ST")
 
 

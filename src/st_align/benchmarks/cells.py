@@ -1,0 +1,164 @@
+"""A bench's folder: one file per cell, so that a killed run goes on and a crash costs one cell.
+
+cells/NAME-HASH.json (+ .npz)   rows and arrays of one cell; HASH is of all that decides them
+results.csv  results.md  provenance.json  *.png   written at the end, from the cells
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import io
+import json
+import platform
+import re
+import resource
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from st_align.benchmarks.table import Row
+from st_align.errors import StAlignError
+from st_align.files import replace_file, require_writable, write_json
+from st_align.provenance import json_hash, software
+from st_align.slide import PreparedSlide
+
+PROVENANCE = "provenance.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """What one method gave on one slide: rows, and arrays that a figure or an interval needs."""
+
+    rows: tuple[Row, ...]
+    arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+class SkippedError(Exception):
+    """The cell cannot be made here (no weights, not installed); the message is its row's note."""
+
+
+class Bench:
+    """Cells of a bench in the folder `out`; what was made with the same key is not made again."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.failed: list[str] = []
+        self.seconds: dict[str, float] = {}
+        require_writable(out / PROVENANCE)
+
+    def cell(self, name: str, key: Mapping[str, Any], of: Row, make: Callable[[], Cell]) -> Cell:
+        """The cell `name`, read where it was made with `key`, else made and kept.
+
+        `key` holds all that decides the numbers (data hashes, model hash, options, seeds) and is
+        JSON-able. When `make` fails the cell is the row `of` with the reason as its note; it is
+        tried again next time, and `failed` names it.
+        """
+        key = {**key, "software": software()}
+        path = self.out / "cells" / f"{_file_name(name)}-{json_hash(key)}.json"
+        found = _read(path)
+        if found is None:
+            started = time.perf_counter()
+            try:
+                made = make()
+            except SkippedError as reason:
+                return Cell(rows=(dataclasses.replace(of, note=str(reason)),))
+            except Exception as error:  # one method's failure is a row, not the end of the table
+                return self._failure(name, of, error)
+            found = dataclasses.replace(made, seconds=round(time.perf_counter() - started, 2))
+            _write(path, key, found)
+        self.seconds[name] = found.seconds
+        return found
+
+    def _failure(self, name: str, of: Row, error: Exception) -> Cell:
+        known = isinstance(error, StAlignError)
+        reason = error.one_line() if isinstance(error, StAlignError) else repr(error)
+        self.failed.append(f"{name}: {reason}")
+        print(f"failed: {name}: {reason}", file=sys.stderr)
+        if not known:
+            with contextlib.suppress(OSError):
+                log = "".join(traceback.format_exception(error))
+                replace_file(self.out / "failures" / f"{_file_name(name)}.txt", log.encode())
+        return Cell(rows=(dataclasses.replace(of, note=f"failed: {reason}"),))
+
+    def write_provenance(self, **facts: Any) -> None:
+        """`provenance.json`: `facts` (data hashes, seeds, splits, models), versions, machine, wall
+        time of each cell and peak memory of this process.
+        """
+        usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        unit = 2**30 if sys.platform == "darwin" else 2**20
+        write_json(
+            self.out / PROVENANCE,
+            {
+                "command": sys.argv[1:],
+                "software": software(),
+                "machine": {"system": platform.platform(), "python": platform.python_version()},
+                "seconds": {"cells": self.seconds, "total": round(sum(self.seconds.values()), 2)},
+                "peak_memory_gib": round(usage / unit, 3),
+                "failed": self.failed,
+                **facts,
+            },
+        )
+
+
+def slide_hash(slide: PreparedSlide) -> str:
+    """12 hex digits of all that a slide holds: spots and their labels, counts, patches."""
+    digest = hashlib.sha256(slide.spots.to_csv(index=False).encode())
+    arrays: list[Any] = [slide.spot_patches]
+    if slide.genes is not None and slide.counts is not None:
+        arrays += [slide.genes.symbols, slide.counts.data, slide.counts.indices]
+        arrays += [slide.counts.indptr]
+    for _, niche in sorted(slide.niches.items()):
+        arrays += [niche.neighbors, niche.patches]
+    for values in arrays:
+        if values is not None:
+            digest.update(f"{values.dtype} {values.shape}".encode())
+            digest.update(np.ascontiguousarray(values).tobytes())
+    return digest.hexdigest()[:12]
+
+
+def _write(path: Path, key: Mapping[str, Any], cell: Cell) -> None:
+    """Arrays first: a cell counts once its JSON is there."""
+    if cell.arrays:
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **cell.arrays)  # type: ignore[arg-type]
+        replace_file(path.with_suffix(".npz"), buffer.getvalue())
+    values = {
+        "key": key,
+        "rows": [dataclasses.asdict(row) for row in cell.rows],
+        "arrays": sorted(cell.arrays),
+        "seconds": cell.seconds,
+    }
+    replace_file(path, f"{json.dumps(values, indent=1)}\n".encode())
+
+
+def _read(path: Path) -> Cell | None:
+    """A whole cell, or None: one that is absent or damaged is made anew."""
+    try:
+        values = json.loads(path.read_bytes())
+        arrays: dict[str, NDArray[Any]] = {}
+        if values["arrays"]:
+            with np.load(path.with_suffix(".npz"), allow_pickle=False) as stored:
+                arrays = {name: stored[name] for name in values["arrays"]}
+        rows = tuple(Row(**row) for row in values["rows"])
+        return Cell(rows=rows, arrays=arrays, seconds=values["seconds"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _file_name(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.+-]+", "_", name)[:120]
+
+
+def join(cells: Sequence[Cell]) -> list[Row]:
+    """The rows of all cells, in order."""
+    return [row for cell in cells for row in cell.rows]

@@ -1,0 +1,341 @@
+"""`bench domains`: spatial domains of labelled slides by every method, one clusterer for all.
+
+Each (slide, method) is a cell: embed, cluster `runs` times with the number of labels known
+(`oracle K`) and without (`blind K`), with and without smoothing over the lattice, score.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from st_align.benchmarks.audit import (
+    DONOR,
+    SECTION,
+    UNKNOWN,
+    Contender,
+    contenders,
+    fitting_slides,
+    parse_model,
+    require_no_leak,
+)
+from st_align.benchmarks.cells import Bench, Cell, slide_hash
+from st_align.benchmarks.domains_report import Report, write_report
+from st_align.benchmarks.domains_score import COHERENCE, coherence, scores
+from st_align.benchmarks.methods import (
+    BLIND,
+    ORACLE,
+    REFINED,
+    TRUTH,
+    Embedded,
+    Floats,
+    Method,
+    Target,
+)
+from st_align.benchmarks.peers import peers
+from st_align.benchmarks.rows import LINEAR, built_in, model_row
+from st_align.benchmarks.table import Row
+from st_align.checkpoint import load_run
+from st_align.corpus import Corpus, is_corpus
+from st_align.domains import Domains, assign_domains, choose_n_domains
+from st_align.errors import ConfigError, CorpusError, nearest
+from st_align.io import ReadOptions, find_slides
+from st_align.metrics import labelled
+from st_align.prepare import prepare_slide
+from st_align.slide import PreparedSlide, Slide
+
+MAX_AXES = 30
+"""A wider embedding is read on its first principal axes of the slide."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DomainsRequest:
+    """Options of `st-align bench domains`."""
+
+    label_key: str
+    slices: Sequence[str] = ()
+    models: Sequence[str] = ()
+    """`RUN` or `NAME=RUN`; runs of one name are folds of one method."""
+    protocol: str = "donor"
+    weights: Mapping[str, str] = field(default_factory=dict)
+    only: Sequence[str] = ()
+    """Names of rows; none: all."""
+    reference: str = LINEAR
+    runs: int = 5
+    seed: int = 0
+    allow_leak: bool = False
+    read: ReadOptions = field(default_factory=ReadOptions)
+
+
+def bench_domains(
+    sources: Sequence[Path], out: Path, request: DomainsRequest
+) -> tuple[dict[str, Any], list[str]]:
+    """Run the bench into the folder `out`; its `--json` result and the cells that failed.
+
+    A folder that holds cells of the same data and options is continued.
+    """
+    bench = Bench(out)
+    models = contenders((n, load_run(p)) for n, p in map(parse_model, request.models))
+    corpus, read, slides = load_slides(sources, request.read)
+    targets = find_targets(slides, request, corpus)
+    audit = require_no_leak(models, [t.slide for t in targets], allow=request.allow_leak)
+    methods = _chosen(models, read, request)
+    cells: dict[tuple[str, str], Cell] = {}
+    with tqdm(total=len(methods) * len(targets), desc="bench domains", unit="cell") as bar:
+        for method in methods:
+            for target in targets:
+                bar.set_postfix_str(f"{target.slide.id}, {method.name}"[:50])
+                cells[target.slide.id, method.name] = _cell(bench, method, target, request)
+                bar.update()
+    report = Report(
+        targets=targets,
+        methods=[method.name for method in methods],
+        models=[model.name for model in models],
+        cells=cells,
+        truth=[row for target in targets for row in _truth(target)],
+        audit=audit,
+        reference=request.reference,
+        seed=request.seed,
+    )
+    result = write_report(out, report)
+    bench.write_provenance(**_facts(slides, targets, models, request), audit=audit)
+    return result, bench.failed
+
+
+def load_slides(
+    sources: Sequence[Path], options: ReadOptions
+) -> tuple[Corpus | None, dict[str, Slide | PreparedSlide], list[PreparedSlide]]:
+    """The corpus where the one source is one, what each slide was read as, and all slides with
+    their lattice rings.
+    """
+    if len(sources) == 1 and is_corpus(sources[0]):
+        corpus = Corpus.open(sources[0])
+        slides = list(corpus.slides())
+        for slide in slides:
+            if "lattice" not in slide.niches:
+                raise CorpusError(
+                    f"slide {slide.id!r} was not prepared with the niche 'lattice'",
+                    fix=f"run: st-align prepare SRC --out {corpus.path} --niche lattice",
+                )
+        return corpus, {slide.id: slide for slide in slides}, slides
+    read: dict[str, Slide | PreparedSlide] = {}
+    slides = []
+    for ref in tqdm(find_slides(sources, options).refs, desc="read", unit="slide"):
+        slide = ref.read()
+        read[slide.id] = slide
+        slides.append(prepare_slide(slide, ("lattice",)))
+    return None, read, slides
+
+
+def find_targets(
+    slides: Sequence[PreparedSlide], request: DomainsRequest, corpus: Corpus | None
+) -> list[Target]:
+    """The labelled slides that are scored: those asked for, or all; none is a ConfigError."""
+    ids = [slide.id for slide in slides]
+    for name in request.slices:
+        if name not in ids:
+            raise ConfigError(f"no slide is called {name!r}", fix=nearest(name, ids))
+    hashes = {slide.id: slide_hash(slide) for slide in slides}
+    targets = []
+    for slide in slides:
+        if request.slices and slide.id not in request.slices:
+            continue
+        labels = _labels(slide, request.label_key)
+        if len(set(labels.tolist()) - {""}) > 1:
+            fit = fitting_slides(slide, slides, request.protocol)
+            targets.append(
+                Target(slide=slide, labels=labels, fit=fit, corpus=corpus, hashes=hashes,
+                       protocol=_relation(slide, fit))
+            )  # fmt: skip
+        elif request.slices:
+            raise ConfigError(
+                f"slide {slide.id!r} has no two labels in {request.label_key!r}",
+                found=f"columns {', '.join(map(str, slide.spots))}",
+            )
+    if not targets:
+        columns = sorted({str(name) for slide in slides for name in slide.spots})
+        raise ConfigError(
+            f"no slide has labels in {request.label_key!r}", fix=nearest(request.label_key, columns)
+        )
+    return targets
+
+
+def _labels(slide: PreparedSlide, key: str) -> NDArray[Any]:
+    if key not in slide.spots:
+        return np.full(slide.n_spots, "")
+    values = slide.spots[key].astype(object).to_numpy()
+    return np.where(labelled(values), values.astype(str), "")
+
+
+def _relation(slide: PreparedSlide, fit: Sequence[PreparedSlide]) -> str:
+    if any(other.patient == slide.patient for other in fit):
+        return SECTION
+    return UNKNOWN if slide.patient_origin == "slide" else DONOR
+
+
+def _chosen(
+    models: Sequence[Contender],
+    read: Mapping[str, Slide | PreparedSlide],
+    request: DomainsRequest,
+) -> list[Method]:
+    """The rows asked for, models first; an unknown name is a ConfigError."""
+    rows = [*built_in(request.weights), *peers(request.weights)]
+    names = [row.name for row in rows]
+    for model in models:
+        if model.name in names:
+            raise ConfigError(f"a model cannot be called {model.name!r}: a row is called so")
+    rows = [*(model_row(model, read) for model in models), *rows]
+    names = [row.name for row in rows]
+    for name in (*request.only, request.reference):
+        if name not in names:
+            raise ConfigError(f"no row is called {name!r}", fix=nearest(name, names))
+    wanted = {*request.only, request.reference, *(model.name for model in models)}
+    return [row for row in rows if row.name in wanted or not request.only]
+
+
+def _cell(bench: Bench, method: Method, target: Target, request: DomainsRequest) -> Cell:
+    of = Row(slide=target.slide.id, method=method.name, protocol=method.protocol(target))
+    reason = method.missing(target)
+    if reason:
+        return Cell(rows=(replace(of, note=reason),))
+    key = {
+        "bench": "domains",
+        "slide": target.hashes[target.slide.id],
+        "label_key": request.label_key,
+        "method": method.name,
+        "protocol": of.protocol,
+        "runs": request.runs,
+        "seed": request.seed,
+        **method.key(target),
+    }
+
+    def make() -> Cell:
+        with _quiet():
+            found = method.embed(target, request.seed)
+        return _scored(found, of, target, request)
+
+    return bench.cell(f"{target.slide.id} {method.name}", key, of, make)
+
+
+def _scored(found: Embedded, of: Row, target: Target, request: DomainsRequest) -> Cell:
+    """Cluster and score one embedding in every track."""
+    x = on_axes(found.x)
+    counts = {ORACLE: target.n_labels, BLIND: choose_n_domains(x, seed=request.seed)}
+    rows: list[Row] = []
+    arrays: dict[str, NDArray[Any]] = {}
+    domains: dict[int, Domains] = {}
+    for track, count in counts.items():
+        if count not in domains:
+            domains[count] = assign_domains(
+                x, count, runs=request.runs, seed=request.seed, neighbors=target.neighbors
+            )
+        result = domains[count]
+        arrays[track] = np.stack(result.unrefined)
+        arrays[f"{track} best"] = np.array(result.best)
+        for refined, labels in (("", result.unrefined), (REFINED, result.refined or ())):
+            rows += _rows(of, track + refined, labels, target, request.seed, found.note)
+        rows.append(_row(of, track, request.seed, "n_domains", float(count)))
+    if found.own is not None:
+        seeds = range(request.seed, request.seed + request.runs)
+        with _quiet():
+            own = [np.asarray(found.own.run(target.n_labels, seed)) for seed in seeds]
+        named = replace(of, method=f"{of.method}, {found.own.name}")
+        rows += _rows(named, ORACLE, own, target, request.seed, "its own clusterer")
+    return Cell(rows=tuple(rows), arrays=arrays)
+
+
+def on_axes(x: Floats) -> Floats:
+    """`x` [N, D] on at most `MAX_AXES` principal axes of the slide: every row is read alike."""
+    x = np.asarray(x, np.float64)
+    if x.shape[1] <= MAX_AXES:
+        return x
+    centred = x - x.mean(axis=0)
+    _, axes = np.linalg.eigh(centred.T @ centred)
+    return np.asarray(centred @ axes[:, ::-1][:, :MAX_AXES])
+
+
+def _rows(
+    of: Row, track: str, runs: Sequence[NDArray[Any]], target: Target, seed: int, note: str
+) -> list[Row]:
+    xy = target.slide.spots[["x", "y"]].to_numpy(np.float64)
+    return [
+        replace(_row(of, track, seed + run, metric, value), note=note)
+        for run, labels in enumerate(runs)
+        for metric, value in scores(target.labels, labels, xy).items()
+    ]
+
+
+def _row(of: Row, track: str, seed: int, metric: str, value: float) -> Row:
+    return replace(of, track=track, seed=seed, metric=metric, value=value)
+
+
+def _truth(target: Target) -> list[Row]:
+    """How coherent the labels themselves are: what CHAOS and PAS are to be compared with."""
+    kept = target.labels != ""
+    xy = target.slide.spots[["x", "y"]].to_numpy(np.float64)
+    found = coherence(target.labels[kept], xy[kept])
+    of = Row(slide=target.slide.id, method=TRUTH, note="the labels themselves")
+    return [
+        replace(of, track=track, metric=metric, value=found[metric])
+        for track in (ORACLE, ORACLE + REFINED)
+        for metric in COHERENCE
+    ]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """What foreign libraries print and warn of stays out of the bench's output."""
+    import warnings
+
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _facts(
+    slides: Sequence[PreparedSlide],
+    targets: Sequence[Target],
+    models: Sequence[Contender],
+    request: DomainsRequest,
+) -> dict[str, Any]:
+    """Data, splits, models and options for `provenance.json`."""
+    return {
+        "bench": "domains",
+        "label_key": request.label_key,
+        "protocol": request.protocol,
+        "reference": request.reference,
+        "seeds": list(range(request.seed, request.seed + request.runs)),
+        "slides": {
+            s.id: {
+                "hash": targets[0].hashes[s.id],
+                "patient": s.patient,
+                "patient_from": s.patient_origin,
+                "n_spots": s.n_spots,
+                "source": Path(s.source).name,
+            }
+            for s in slides
+        },
+        "targets": {
+            t.slide.id: {
+                "n_labelled": int((t.labels != "").sum()),
+                "n_labels": t.n_labels,
+                "axes_fitted_on": [s.id for s in t.fit],
+                "protocol": t.protocol,
+            }
+            for t in targets
+        },
+        "models": {
+            model.name: [
+                {"run": run.path.name, "provenance": dict(run.provenance)} for run in model.runs
+            ]
+            for model in models
+        },
+    }

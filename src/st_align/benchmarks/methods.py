@@ -1,0 +1,123 @@
+"""What a row of `bench domains` is: a method that turns a target slide into an embedding."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from st_align.corpus import Corpus
+from st_align.slide import PreparedSlide
+
+Floats = NDArray[np.floating[Any]]
+Labels = NDArray[np.int64]
+
+
+ORACLE, BLIND, REFINED = "oracle K", "blind K", ", refined"
+"""Tracks: the number of labels known or not; the last is appended where labels were smoothed."""
+TRUTH = "truth"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """A labelled slide, and the slides on which axes may be fitted for it."""
+
+    slide: PreparedSlide
+    labels: NDArray[Any]
+    """[N] as text; '' where there is none."""
+    fit: Sequence[PreparedSlide]
+    protocol: str
+    """How far the `fit` slides are from the target."""
+    hashes: Mapping[str, str] = field(default_factory=dict)
+    """`slide_hash` by id, of every slide at hand."""
+    corpus: Corpus | None = None
+    """Whose slides these are, where they come from one: frozen features are kept in it."""
+
+    @property
+    def neighbors(self) -> NDArray[np.int32]:
+        """[N, K+1] the lattice ring."""
+        return self.slide.niches["lattice"].neighbors
+
+    @property
+    def n_labels(self) -> int:
+        """How many domains the labels name."""
+        return len(set(self.labels.tolist()) - {""})
+
+
+class OwnClusterer(NamedTuple):
+    """The clusterer that a method's authors use: (number of domains, seed) -> labels [N]."""
+
+    name: str
+    run: Callable[[int, int], NDArray[Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embedded:
+    """`x` [N, D], and the method's own clusterer where it has one that runs here."""
+
+    x: Floats
+    own: OwnClusterer | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """A row: its name, how far it is from a target, what decides its numbers, and the embedding.
+
+    `missing` says why the row cannot be made for a target ('' when it can) without doing the
+    work; `key` is JSON-able.
+    """
+
+    name: str
+    protocol: Callable[[Target], str]
+    embed: Callable[[Target, int], Embedded]
+    """(target, seed)"""
+    missing: Callable[[Target], str] = lambda target: ""
+    key: Callable[[Target], Mapping[str, Any]] = lambda target: {}
+
+
+def always(protocol: str) -> Callable[[Target], str]:
+    """The same protocol for every target."""
+    return lambda target: protocol
+
+
+def needs_counts(target: Target) -> str:
+    """The reason why a slide without counts has no row."""
+    return "" if target.slide.counts is not None else "the slide has no counts"
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Global random state, which foreign libraries draw from, seeded inside and restored after."""
+    import torch
+
+    state, own = np.random.get_state(), random.getstate()  # noqa: NPY002
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
+        random.seed(seed)
+        try:
+            yield
+        finally:
+            np.random.set_state(state)  # noqa: NPY002
+            random.setstate(own)
+
+
+def with_genes(slide: PreparedSlide, symbols: Sequence[str]) -> PreparedSlide:
+    """The slide with these of its genes, in this order; library sizes stay those of all genes."""
+    import pandas as pd
+
+    genes = slide.genes
+    if genes is None or slide.counts is None:
+        raise ValueError(f"slide {slide.id!r} has no counts")
+    columns = pd.Index(genes.symbols).get_indexer(list(symbols))
+    kept = dataclasses.replace(
+        genes, symbols=genes.symbols[columns], ensembl=genes.ensembl[columns]
+    )
+    return dataclasses.replace(slide, genes=kept, counts=slide.counts[:, columns])

@@ -1,0 +1,434 @@
+"""`st-align bench domains`: rows, protocol, audit, scores, resuming, wrong input."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.metrics import adjusted_rand_score
+
+from st_align import cli
+from st_align.benchmarks import audit, domains_paper, peers, rows, stimage_clip
+from st_align.benchmarks.domains import on_axes
+from st_align.benchmarks.domains_score import coherence, draw, interval, resampled_ari, scores
+from st_align.benchmarks.methods import Target, seeded, with_genes
+from st_align.errors import ConfigError, ModelError
+from st_align.expression import choose_panel
+from st_align.infer import training_slides
+from toy_run import save, toy_run
+from toys import toy_prepared
+
+
+def slides(rng: np.random.Generator, **changes):
+    """a1 and a2 of patient A, b1 of patient B."""
+    return [
+        toy_prepared(rng, id=i, patient=i[0].upper(), rows=8, cols=8, **changes)
+        for i in ("a1", "a2", "b1")
+    ]
+
+
+def target(**changes) -> Target:
+    first, *fit = slides(np.random.default_rng(0), **changes)
+    labels = first.spots["domain"].to_numpy().astype(str)
+    return Target(slide=first, labels=labels, fit=fit, protocol=audit.SECTION)
+
+
+# --- scores ---------------------------------------------------------------------------------
+
+
+def test_scores_leave_unlabelled_spots_out() -> None:
+    labels = np.array(["x", "x", "y", "y", ""])
+    xy = np.arange(10.0).reshape(5, 2)
+    found = scores(labels, np.array([0, 0, 1, 1, 0]), xy)
+    assert found["ari"] == found["nmi"] == found["homogeneity"] == found["completeness"] == 1
+    assert scores(labels, np.array([0, 0, 0, 0, 1]), xy)["ari"] == 0
+
+
+def test_coherence_tells_halves_from_scattered_domains() -> None:
+    rng = np.random.default_rng(0)
+    xy = np.stack(np.meshgrid(np.arange(20.0), np.arange(20.0)), axis=-1).reshape(-1, 2)
+    halves, scattered = (xy[:, 0] > 9).astype(int), rng.integers(0, 2, 400)
+    assert coherence(halves, xy)["pas"] < 0.05 < coherence(scattered, xy)["pas"]
+    assert coherence(halves, xy)["chaos"] < coherence(scattered, xy)["chaos"]
+    assert coherence(np.zeros(400, int), xy)["pas"] == 0
+
+
+def test_weighted_ari_is_the_ari_of_the_repeated_spots() -> None:
+    rng = np.random.default_rng(0)
+    labels, found = rng.integers(0, 3, 40).astype(str), rng.integers(0, 4, 40)
+    weights = draw(40, rng, replicates=5)
+    expected = [
+        adjusted_rand_score(np.repeat(labels, w.astype(int)), np.repeat(found, w.astype(int)))
+        for w in weights
+    ]
+    np.testing.assert_allclose(resampled_ari(labels, [found], weights), expected)
+    one = np.ones((1, 40))
+    assert resampled_ari(np.full(40, "x"), [np.zeros(40, int)], one) == 1
+
+
+def test_interval_holds_the_difference_and_widens_with_slides_that_disagree() -> None:
+    rng = np.random.default_rng(0)
+    alike = [rng.normal(0.1, 0.01, 1000) for _ in range(4)]
+    apart = [rng.normal(m, 0.01, 1000) for m in (-0.1, 0.0, 0.2, 0.3)]
+    narrow, wide = interval(alike, 0.1, rng), interval(apart, 0.1, rng)
+    assert narrow.low < 0.1 < narrow.high
+    assert wide.high - wide.low > 3 * (narrow.high - narrow.low)
+
+
+# --- audit ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("trained", "protocol"),
+    [
+        ({"b1": "B"}, audit.DONOR),
+        ({"a2": "A", "b1": "B"}, audit.SECTION),
+        ({"a1": "A"}, audit.LEAK),
+        ({"Human_Brain_Visium_a1": "study"}, audit.LEAK),
+    ],
+)
+def test_how_far_a_model_is_from_a_slide(trained: dict, protocol: str) -> None:
+    assert audit.seen(trained, target().slide).protocol == protocol
+
+
+def test_nobody_said_whose_slide_it_is() -> None:
+    slide = dataclasses.replace(target().slide, patient="a1", patient_origin="slide")
+    assert audit.seen({"b1": "B"}, slide).protocol == audit.UNKNOWN
+
+
+def test_folds_of_one_name_score_the_slides_they_have_not_seen() -> None:
+    a1, a2, b1 = slides(np.random.default_rng(0))
+    folds = [("ours", toy_run([a2, b1])), ("ours", toy_run([a1, b1]))]
+    (model,) = audit.contenders(folds)
+    for slide in (a1, a2):
+        run, found = model.for_slide(slide)
+        assert slide.id not in training_slides(run)
+        assert found.protocol == audit.SECTION
+    lines = audit.require_no_leak([model], [a1, a2], allow=False)
+    assert "saw a2 of A" in lines[0]
+    with pytest.raises(ModelError, match="trained on b1"):
+        audit.require_no_leak([model], [b1], allow=False)
+    assert audit.LEAK in audit.require_no_leak([model], [b1], allow=True)[0]
+
+
+def test_names_of_models() -> None:
+    assert audit.parse_model("runs/one/") == ("one", "runs/one/")
+    assert audit.parse_model("ours=runs/one") == ("ours", "runs/one")
+    with pytest.raises(ConfigError, match="--model"):
+        audit.parse_model("=runs/one")
+
+
+def test_fitting_slides() -> None:
+    a1, a2, b1 = slides(np.random.default_rng(0))
+    assert [s.id for s in audit.fitting_slides(a1, [a1, a2, b1], "donor")] == ["b1"]
+    assert [s.id for s in audit.fitting_slides(a1, [a1, a2, b1], "section")] == ["a2", "b1"]
+    with pytest.raises(ConfigError, match="--protocol"):
+        audit.fitting_slides(a1, [a1], "doner")
+
+
+# --- rows -----------------------------------------------------------------------------------
+
+
+def test_rows_without_weights_say_so_and_how_to_get_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ST_ALIGN_WEIGHTS", raising=False)
+    there = target()
+    said = {row.name: row.missing(there) for row in rows.built_in({})}
+    for name in ("CTransPath", "UNI", "Prov-GigaPath", "Hibou", "CONCH", "scFoundation", "scGPT"):
+        assert said[name].startswith("no weights"), name
+        assert "--weights" in said[name]
+    assert said["CLIP, trained elsewhere"].startswith("no weights")
+    assert said["EfficientNet-Lite0"] == said["Scanpy-style PCA"] == said[rows.LINEAR] == ""
+
+
+def test_rows_say_what_the_slide_lacks() -> None:
+    no_image, no_counts = target(image=False), target(counts=False)
+    by_name = {row.name: row for row in rows.built_in({})}
+    assert "no image" in by_name["EfficientNet-Lite0"].missing(no_image)
+    assert "no counts" in by_name[rows.LINEAR].missing(no_counts)
+    alone = dataclasses.replace(target(), fit=[])
+    assert "--protocol section" in by_name[rows.LINEAR].missing(alone)
+    assert "no other slide" in by_name["EfficientNet-Lite0 as CLIP, trained elsewhere"].missing(
+        alone
+    )
+
+
+def test_linear_rows_find_the_halves_and_are_fitted_where_they_say() -> None:
+    there = target()
+    by_name = {row.name: row for row in rows.built_in({})}
+    for name in (rows.LINEAR, "linear niche, fitted per slide", "Scanpy-style PCA"):
+        x = by_name[name].embed(there, 0).x
+        assert adjusted_rand_score(x[:, 0] > 0, there.labels) > 0.9
+    elsewhere = by_name[rows.LINEAR]
+    other = dataclasses.replace(there, fit=there.fit[:1])
+    assert elsewhere.key(there) != elsewhere.key(other)
+
+
+def test_weights_are_named() -> None:
+    assert rows.parse_weights(["uni=a=b"]) == {"uni": "a=b"}
+    for wrong, said in (("uni", "NAME=PATH"), ("unni=x", "no encoder")):
+        with pytest.raises(ConfigError, match=said):
+            rows.parse_weights([wrong])
+
+
+def test_wide_embeddings_are_read_on_30_axes_that_keep_the_variance() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(200, 5)) @ rng.normal(size=(5, 64))
+    assert on_axes(x).shape == (200, 30)
+    np.testing.assert_allclose(on_axes(x).var(axis=0).sum(), x.var(axis=0).sum())
+    assert on_axes(x[:, :8]).shape == (200, 8)
+
+
+def test_with_genes_keeps_library_sizes() -> None:
+    slide = target().slide
+    fewer = with_genes(slide, ["GENE3", "GENE1"])
+    np.testing.assert_array_equal(fewer.counts.toarray(), slide.counts[:, [3, 1]].toarray())
+    np.testing.assert_array_equal(fewer.total_umi, slide.total_umi)
+
+
+def test_seeded_restores_the_global_generators() -> None:
+    with seeded(3):
+        first = np.random.random()  # noqa: NPY002
+    np.random.seed(1)  # noqa: NPY002
+    expected = np.random.random()  # noqa: NPY002
+    np.random.seed(1)  # noqa: NPY002
+    with seeded(3):
+        assert np.random.random() == first  # noqa: NPY002
+    assert np.random.random() == expected  # noqa: NPY002
+
+
+# --- CLIP after STimage-1K4M ------------------------------------------------------------------
+
+
+def test_clip_follows_upstreams_settings() -> None:
+    assert stimage_clip.DIM == 32
+    assert (stimage_clip.SLIDE_GENES, stimage_clip.OVERLAP_GENES) == (128, 100)
+    assert (stimage_clip.EPOCHS, stimage_clip.BATCH) == (15, 1024)
+    assert (stimage_clip.LR, stimage_clip.BETAS, stimage_clip.DECAY) == (5e-5, (0.9, 0.98), 0.2)
+    assert pytest.approx(2.6593, abs=1e-4) == stimage_clip.SCALE
+
+
+def test_clip_learns_pairs_and_repeats_with_its_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    slide = target().slide
+    panel = choose_panel([slide], 20)
+    colours = slide.spot_patches.reshape(slide.n_spots, -1, 3).mean(axis=1) / 255
+    pair = stimage_clip.pair(colours, slide, panel)
+    monkeypatch.setattr(stimage_clip, "EPOCHS", 0)
+    before = stimage_clip.train([pair], seed=0).embed(pair)
+    monkeypatch.setattr(stimage_clip, "EPOCHS", 200)
+    monkeypatch.setattr(stimage_clip, "LR", 1e-2)
+    after = stimage_clip.train([pair], seed=0).embed(pair)
+    assert after.shape == (slide.n_spots, 64)
+    np.testing.assert_allclose(np.linalg.norm(after[:, :32], axis=1), 1, rtol=1e-5)
+    np.testing.assert_array_equal(stimage_clip.train([pair], seed=0).embed(pair), after)
+
+    def matched(x: np.ndarray) -> float:
+        cosine = x[:, :32] @ x[:, 32:].T
+        return float(np.diag(cosine).mean() - cosine.mean())
+
+    assert matched(after) > matched(before) + 0.1
+
+
+def test_a_gene_that_was_not_measured_is_zero() -> None:
+    slide = target().slide
+    panel = choose_panel([slide], 30)
+    fewer = with_genes(slide, ["GENE0", "GENE1"])
+    assert (stimage_clip.pair(np.ones((slide.n_spots, 3)), fewer, panel).genes != 0).any(
+        axis=0
+    ).sum() == 2
+
+
+# --- peers ------------------------------------------------------------------------------------
+
+
+def test_absent_packages_make_rows_that_say_how_to_get_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
+    said = {row.name: row.missing(target()) for row in peers.peers({})}
+    assert set(said) == {"BANKSY", "STAGATE", "GraphST", "CellCharter", "Novae"}
+    assert all("pip install" in said[name] for name in set(said) - {"Novae"})
+    assert said["Novae"].startswith("no weights")
+    (novae,) = (row for row in peers.peers({"novae": "nowhere"}) if row.name == "Novae")
+    assert "pip install" in novae.missing(target())
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [
+        ("BANKSY", "banksy"),
+        ("STAGATE", "STAGATE_pyG"),
+        ("GraphST", "GraphST"),
+        ("CellCharter", "cellcharter"),
+    ],
+)
+def test_peers_embed_every_spot(name: str, module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the extra `bench` is installed."""
+    monkeypatch.setattr(peers, "STAGATE_EPOCHS", 2)
+    monkeypatch.setattr(peers, "GRAPHST_EPOCHS", 2)
+    if peers.importlib.util.find_spec(module) is None:
+        pytest.skip(f"{module} is not installed")
+    there = target(n_genes=400)
+    (row,) = (row for row in peers.peers({}) if row.name == name)
+    found = row.embed(there, 0)
+    assert found.x.shape[0] == there.slide.n_spots
+    assert np.isfinite(found.x).all()
+    if found.own is not None:
+        assert len(found.own.run(2, 0)) == there.slide.n_spots
+
+
+# --- the paper --------------------------------------------------------------------------------
+
+
+def test_printed_values_stand_at_their_rows() -> None:
+    columns = domains_paper.printed_columns(["151674", "Human_Visium_151507"], ["ours"])
+    assert list(columns) == ["paper, 151507"]
+    assert columns["paper, 151507"]["ours"] == ".310±.016"
+    assert columns["paper, 151507"]["Scanpy-style PCA"] == ".218±.031"
+    means = {
+        name: np.mean([float(v.split("±")[0]) for v in printed.values()])
+        for name, printed in domains_paper.PRINTED.items()
+    }
+    expected = {"CTransPath": 0.082, "UNI": 0.109, "Prov-GigaPath": 0.111, "Hibou": 0.087,
+                "CONCH": 0.128, "Scanpy": 0.264, "scFoundation": 0.262, "scGPT": 0.262,
+                "CLIP": 0.256, "PLIP": 0.248, "ST-Align": 0.340}  # fmt: skip
+    assert means == pytest.approx(expected, abs=0.0006)
+
+
+# --- the command --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Run `st-align bench domains` in this process: exit code, stdout, stderr."""
+
+    def call(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["st-align", "bench", "domains", *map(str, words)])
+        capsys.readouterr()
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        return code, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three labelled h5ad files, and two runs: one that saw a2 and b1, one that saw b1."""
+    from st_align.infer import to_anndata
+    from st_align.store import write_h5ad
+
+    root = tmp_path_factory.mktemp("bench")
+    made = slides(np.random.default_rng(0))
+    run = toy_run(made[1:])
+    from st_align.infer import Embedder
+
+    for slide in made:
+        slide.spots.loc[:2, "domain"] = "NA"
+        write_h5ad(to_anndata(run, slide, Embedder(run).embed(slide)),
+                   root / "h5ad" / f"{slide.id}.h5ad")  # fmt: skip
+    save(run, root / "run-a1")
+    save(toy_run(made[2:]), root / "run-b")
+    return root
+
+
+FAST = ("--label-key", "domain", "--runs", 2)
+ROWS = ("--rows", "UNI", "--rows", "Scanpy-style PCA", "--rows", rows.LINEAR)
+
+
+def test_the_whole_way(data: Path, tmp_path: Path, command) -> None:
+    out = tmp_path / "out"
+    words = (data / "h5ad", "--out", out, *FAST, *ROWS, "--slices", "a1",
+             "--model", data / "run-b", "--json", tmp_path / "r.json")  # fmt: skip
+    code, said, err = command(*words)
+    assert code == 0, err
+    assert "run-b on a1: donor-held-out" in said
+    with (out / "results.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert {row["method"] for row in table} == {
+        "truth", "run-b", "UNI", "Scanpy-style PCA", "Scanpy-style PCA, k-means", rows.LINEAR,
+    }  # fmt: skip
+    tracks = {row["track"] for row in table if row["method"] == "run-b"}
+    assert tracks == {"oracle K", "oracle K, refined", "blind K", "blind K, refined"}
+    result = json.loads((tmp_path / "r.json").read_text())
+    (uni,) = (row for row in result["rows"] if row["method"] == "UNI")
+    assert uni["mean"] is None
+    assert uni["note"].startswith("no weights")
+    ari = [r for r in result["rows"] if r["metric"] == "ari" and r["method"] == rows.LINEAR]
+    assert ari[0]["mean"] > 0.8
+    assert len(ari[0]["runs"]) == 2
+    assert result["headline"]["reference"] == rows.LINEAR
+    assert "Scanpy-style PCA" in result["headline"]["differences"]
+    facts = json.loads((out / "provenance.json").read_text())
+    assert facts["targets"]["a1"]["axes_fitted_on"] == ["b1"]
+    assert facts["targets"]["a1"]["n_labelled"] == 61
+    assert facts["slides"]["a1"]["patient"] == "A"
+    assert facts["peak_memory_gib"] > 0
+    assert (out / "a1.png").read_bytes()[:4] == b"\x89PNG"
+    page = (out / "results.md").read_text()
+    assert page.index("Leakage audit") < page.index("## ARI")
+    assert "| UNI |" in page
+    before = {p: p.stat().st_mtime_ns for p in (out / "cells").iterdir()}
+    assert command(*words)[0] == 0
+    assert before == {p: p.stat().st_mtime_ns for p in (out / "cells").iterdir()}
+
+
+def test_a_leak_is_refused_unless_allowed_and_then_branded(
+    data: Path, tmp_path: Path, command
+) -> None:
+    words = (data / "h5ad", "--out", tmp_path / "out", *FAST, "--rows", rows.LINEAR,
+             "--slices", "a2", "--model", f"ours={data / 'run-a1'}")  # fmt: skip
+    code, _, err = command(*words)
+    assert code == 2
+    assert "ours was trained on a2" in err
+    assert not (tmp_path / "out").exists()
+    code, said, err = command(*words, "--allow-leak")
+    assert code == 0, err
+    assert said.count(audit.LEAK) >= 4
+    with (tmp_path / "out" / "results.csv").open(newline="") as file:
+        ours = [row for row in csv.DictReader(file) if row["method"] == "ours"]
+    assert {row["protocol"] for row in ours} == {audit.LEAK}
+
+
+def test_a_failing_row_leaves_the_others_and_exits_with_1(
+    data: Path, tmp_path: Path, command
+) -> None:
+    (tmp_path / "bad.bin").write_text("no weights at all")
+    code, said, err = command(
+        data / "h5ad", "--out", tmp_path / "out", *FAST, *ROWS, "--slices", "a1",
+        "--weights", f"uni={tmp_path / 'bad.bin'}",
+    )  # fmt: skip
+    assert code == 1
+    assert "Traceback" not in err
+    assert "| UNI |" in said
+    assert "failed: " in said
+    assert rows.LINEAR in said
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--label-key", "domian"), "'domain'"),
+        (("--label-key", "domain", "--slices", "a9"), "a9"),
+        (("--label-key", "domain", "--rows", "Scanpi"), "no row"),
+        (("--label-key", "domain", "--reference", "nothing"), "no row"),
+        (("--label-key", "domain", "--protocol", "patient"), "--protocol"),
+        (("--label-key", "domain", "--weights", "uni"), "NAME=PATH"),
+        (("--label-key", "domain", "--model", "nowhere"), "no model"),
+    ],
+)
+def test_wrong_input_exits_with_2(data: Path, tmp_path: Path, command, words, said) -> None:
+    code, _, err = command(data / "h5ad", "--out", tmp_path / "out", *words)
+    assert code == 2, err
+    assert said in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "out").exists()
