@@ -14,10 +14,30 @@ EMBEDDING: Final = "X_stalign"
 USES: Final = ("image", "gene", "spot", "niche", "spot+niche")
 """Embeddings that can be clustered; `spot+niche` is the concatenation of two."""
 DOMAIN: Final = "stalign_domain"
+DOMAIN_PROBABILITY: Final = "stalign_domain_probability"
+"""`obsm`: a DataFrame, a column for each domain of a joint set."""
 PREDICTED: Final = "stalign_predicted"
+LABEL: Final = "stalign_label"
+"""Labels carried over; `LABEL_PROBABILITY` in `obsm` is a DataFrame, a column for each."""
+LABEL_PROBABILITY: Final = "stalign_label_probability"
+UNKNOWN: Final = "unknown"
+"""The label of spots unlike all that were labelled."""
+NICHE: Final = "stalign_niche"
+"""`obsp[f"{NICHE}_connectivities"]`: who is in whose niche, as squidpy names its graphs."""
+NORMALISED: Final = "stalign_log1p"
+"""`layers`: log1p of counts per ten thousand."""
+PATCHES: Final = "stalign_patches"
+"""`obsm`: uint8 [N, p, p, 3] image of each spot."""
+ATTENTION: Final = "stalign_attention"
+"""`obsm` [N, T]: the share of a spot's attention that each image token gets from its genes."""
 UNS: Final = "stalign"
 UNLABELLED: Final = frozenset({"", "na", "nan", "none", "<na>"})
 """Labels that mean 'no label', lower case; they leave scores only."""
+
+
+def connectivities(name: str) -> str:
+    """The `obsp` key of a graph of spots."""
+    return f"{name}_connectivities"
 
 
 def embedding(use: str) -> str:

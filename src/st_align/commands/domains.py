@@ -51,7 +51,7 @@ def find_domains(
         for path, target in zip(files, _targets(files, out), strict=True):
             adata = store.read_h5ad(path)
             with store.naming(path):
-                entry = _slide_domains(adata, request)
+                entry = slide_domains(adata, request)
                 name = str(store.notes(adata).get("slide", path.stem))
             slides[name if name not in slides else str(path)] = entry
             print(f"{name}: {_domain_words(entry)}")
@@ -63,7 +63,8 @@ def find_domains(
     return result
 
 
-def _slide_domains(adata: AnnData, request: DomainRequest) -> dict[str, Any]:
+def slide_domains(adata: AnnData, request: DomainRequest) -> dict[str, Any]:
+    """Domains of one embedded slide into its `obs` and notes; what was done, with scores."""
     labels = _labels(adata, request.label_key)
     x, use = _embedding(adata, request.use)
     found = assign_domains(

@@ -37,7 +37,7 @@ def find(path: Path, options: ReadOptions) -> Found:
 def find_library(path: Path, library: str, options: ReadOptions) -> SlideRef | None:
     """One library of a file that holds several; its id is the library's."""
     with _opened(path) as file:
-        if library not in _libraries(file):
+        if library not in libraries(file):
             return None
     return _ref(path, library, library, options)
 
@@ -55,21 +55,39 @@ def _ref(path: Path, id: str, library: str | None, options: ReadOptions) -> Slid
 
 def _read(path: Path, id: str, library: str | None, options: ReadOptions) -> Slide:
     with _opened(path) as file:
-        obs = read_obs(file, str(path))
-        libraries = _libraries(file)
+        return read_library(file, path, id, library, options)
+
+
+def read_library(
+    group: Any,
+    path: Path,
+    id: str,
+    library: str | None,
+    options: ReadOptions,
+    *,
+    kept: NDArray[np.bool_] | None = None,
+    xy: NDArray[np.float64] | None = None,
+) -> Slide:
+    """One slide of an AnnData group; `kept` [N] are its rows and `xy` [N, 2] its coordinates
+    where the caller knows them.
+
+    `path` names the group in messages, and paths inside it are relative to its folder.
+    """
+    obs, found = read_obs(group, str(path)), libraries(group)
+    if library is None and len(found) > 1:
+        raise SlideError(
+            f"{path} holds {len(found)} slides",
+            expected="one library in uns['spatial']",
+            found=", ".join(found),
+            fix=f"pick one: {path}::{found[0]}",
+        )
+    if kept is None:
         kept = np.ones(len(obs), bool)
-        if library is None and len(libraries) > 1:
-            raise SlideError(
-                f"{path} holds {len(libraries)} slides",
-                expected="one library in uns['spatial']",
-                found=", ".join(libraries),
-                fix=f"pick one: {path}::{libraries[0]}",
-            )
-        if len(libraries) > 1:
-            kept = _rows_of(obs, str(library), libraries, path)
-        spots = read_spots(file, str(path), obs, kept)
-        library = library or next(iter(libraries), None)
-        image = None if options.no_image else _image(file, library, path, options.image)
+        if len(found) > 1:
+            kept = library_rows(obs, str(library), found, str(path))
+    spots = read_spots(group, str(path), obs, kept, xy)
+    library = library or next(iter(found), None)
+    image = None if options.no_image else _image(group, library, path, options.image)
     technology, reasons = spots.technology(options.tech)
     return Slide(
         id=id,
@@ -106,7 +124,7 @@ def _opened(path: Path) -> Iterator[Any]:
         yield file
 
 
-def _libraries(file: Any) -> list[str]:
+def libraries(file: Any) -> list[str]:
     """Library ids of uns['spatial'], sorted."""
     spatial = file.get("uns/spatial")
     if not hasattr(spatial, "items"):
@@ -118,8 +136,8 @@ def _libraries(file: Any) -> list[str]:
     )
 
 
-def _rows_of(
-    obs: pd.DataFrame, library: str, libraries: list[str], path: Path
+def library_rows(
+    obs: pd.DataFrame, library: str, libraries: list[str], path: str
 ) -> NDArray[np.bool_]:
     """Spots of one library: those that a column with the libraries' names gives to it."""
     for column in sorted(obs, key=lambda name: name not in _LIBRARY_COLUMNS):

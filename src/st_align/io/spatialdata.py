@@ -8,7 +8,7 @@ to a coordinate system that they share.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -212,21 +212,25 @@ def _scales(transformations: list[dict[str, Any]]) -> dict[str, float]:
 
 def _open_element(group: Any, scale: float, what: str) -> ImageSource:
     """An image element [channels, H, W] of one or several levels."""
-    levels = [group[entry["path"]] for entry in _multiscale(group)["datasets"]]
+    return open_levels([group[entry["path"]] for entry in _multiscale(group)["datasets"]], scale, what)
+
+
+def open_levels(levels: Sequence[Any], scale: float, what: str) -> ImageSource:
+    """An image of arrays [channels, H, W], the finest first: zarr arrays, or dask ones in memory."""
     finest = levels[0]
     if finest.ndim != 3:
         raise SlideError(f"{what} is not c, y, x", found=f"shape {finest.shape}")
 
     def read(array: Any, rows: slice = slice(None), cols: slice = slice(None)) -> NDArray[Any]:
         try:
-            return np.moveaxis(array[:, rows, cols], 0, -1)
+            return np.moveaxis(np.asarray(array[:, rows, cols]), 0, -1)
         except _UNREADABLE as error:
             raise SlideError(f"{what} is damaged", found=str(error)) from error
 
     if finest.nbytes <= raster.WHOLE_BYTES:
         return ArrayImage(rgb_array(read(finest)), scale)
     height, width = finest.shape[1:]
-    rows, cols = finest.chunks[1:]
+    rows, cols = (np.max(side).item() for side in finest.chunks[1:])
     return TiledImage(
         (height, width),
         scale,

@@ -1,0 +1,175 @@
+"""Tools for AnnData and SpatialData: embed, domains, predict_genes, annotate, retrieve, attention.
+
+Every function takes one AnnData, a dict of them by slide, or a SpatialData; writes into it and
+returns None, or returns a copy with `copy=True`. `Where` names the options that all of them take.
+`model` is a run folder, the name of a shipped checkpoint, or `STAlign.load(...)`, which saves
+loading it again.
+
+Shape letters: N spots of the table, D axes, g genes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Unpack
+
+import numpy as np
+import pandas as pd
+
+from st_align import adapt, keys, store
+from st_align.adapt import Where, note, opened, scatter, set_column, tell
+from st_align.errors import ConfigError
+
+if TYPE_CHECKING:
+    from st_align.predict import Head
+    from st_align.trained import STAlign
+
+__all__ = ["domains", "embed", "predict_genes"]
+
+
+def embed(
+    data: Any,
+    *,
+    model: STAlign | str | Path,
+    image: str | Path | None = None,
+    no_image: bool = False,
+    technology: str | None = None,
+    key_added: str = keys.EMBEDDING,
+    copy: bool = False,
+    **where: Unpack[Where],
+) -> Any:
+    """Embed slides the model never saw: `obsm[key_added]` [N, D] and `obsm[f"{key_added}_{use}"]`
+    for image, gene, spot, niche, spot+niche; where they come from in `uns["stalign"]`.
+
+    Nothing is fitted on the slide but its mean. Spots off the tissue hold NaN.
+
+    Args:
+        data: with raw counts, an image, or both.
+        model: see above.
+        image: full-resolution image of the one slide given, instead of that in `uns["spatial"]`.
+        no_image: embed counts alone.
+        technology: `Visium` or `ST`, where barcodes and places do not tell.
+        key_added: name of the default embedding and prefix of the others.
+        copy: return a copy.
+        where: see `adapt.Where`.
+
+    Raises:
+        SlideError: no coordinates, no image, counts that are not raw.
+        ModelError: the model does not fit (no gene in common, another species).
+
+    """
+    from st_align.infer import to_anndata, without_image
+    from st_align.trained import ready
+
+    data, parts = opened(data, copy, where)
+    trained = ready(model)
+    for part in parts:
+        slide = part.slide(
+            adapt.options(image=image, no_image=no_image, technology=technology)
+        )
+        prepared = trained.prepare(slide)
+        found = trained.reader.embed(prepared)
+        # The picture is there already: without it none is stitched anew.
+        ours = to_anndata(trained.run, without_image(prepared), found)
+        rows = part.rows_of(slide.barcodes)
+        for name in ours.obsm:
+            if name.startswith(keys.EMBEDDING):
+                scatter(part, key_added + name.removeprefix(keys.EMBEDDING), rows, ours.obsm[name])
+        note(part, parts, **{**store.notes(ours), "um_per_px": prepared.um_per_px})
+        tell(part, found.warnings)
+    return data if copy else None
+
+
+def domains(
+    data: Any,
+    *,
+    n_domains: int | str = "auto",
+    use: str | None = None,
+    label_key: str | None = None,
+    method: str = "gmm",
+    refine: bool = False,
+    runs: int = 5,
+    seed: int = 0,
+    key_added: str = keys.DOMAIN,
+    copy: bool = False,
+    **where: Unpack[Where],
+) -> Any:
+    """Spatial domains of embedded slides, each slide by itself, in the categorical
+    `obs[key_added]`; scores in `uns["stalign"]` where `label_key` is given.
+
+    Where a table holds several slides the names are `SLIDE:0`, `SLIDE:1`, ..., because domains of
+    two slides have nothing to do with each other: `joint_domains` finds one set for all.
+
+    Args:
+        data: after `embed`.
+        n_domains: 2 or more, or `auto`.
+        use: image, gene, spot, niche or spot+niche; by default the model's.
+        label_key: obs column to score against.
+        method: gmm, kmeans or consensus.
+        refine: smooth over the lattice.
+        runs: how often the clusterer is started anew; the best fit is kept.
+        seed: of the starts.
+        key_added: name of the obs column.
+        copy: return a copy.
+        where: see `adapt.Where`.
+
+    Raises:
+        SlideError: nothing is embedded. ConfigError: an option out of range.
+
+    """
+    from st_align.commands.domains import DomainRequest, slide_domains
+
+    data, parts = opened(data, copy, where)
+    request = DomainRequest(
+        n_domains=str(n_domains), use=use, label_key=label_key, method=method, refine=refine,
+        runs=runs, seed=seed,
+    )  # fmt: skip
+    found = []
+    for part in parts:
+        sub, rows = adapt.embedded(part)
+        if refine and keys.SPATIAL not in sub.obsm:
+            slide = part.slide(adapt.options(no_image=True))
+            places = pd.DataFrame(slide.xy, slide.barcodes).reindex(sub.obs_names.astype(str))
+            sub.obsm[keys.SPATIAL] = places.to_numpy()
+        found.append((part, rows, sub, slide_domains(sub, request)))
+    for part, rows, sub, entry in found:
+        names = sub.obs[keys.DOMAIN].astype(str).to_numpy()
+        if sum(p.table is part.table for p in parts) > 1:
+            names = np.array([f"{part.id}:{name}" for name in names])
+        set_column(part, parts, key_added, rows, names)
+        note(part, parts, domains=entry)
+    return data if copy else None
+
+
+def predict_genes(
+    data: Any,
+    *,
+    model: STAlign | str | Path,
+    head: Head | str | Path,
+    image: str | Path | None = None,
+    technology: str | None = None,
+    key_added: str = keys.PREDICTED,
+    copy: bool = False,
+    **where: Unpack[Where],
+) -> Any:
+    """Expression from the image alone, log1p CP10k, as a DataFrame [N, g] in `obsm[key_added]`.
+
+    `head` was written by `st-align genes fit` for this model. Spots off the tissue hold NaN.
+
+    Raises:
+        SlideError: no image. ModelError: the head belongs to another model.
+
+    """
+    from st_align.predict import Head, predict
+    from st_align.trained import ready
+
+    data, parts = opened(data, copy, where)
+    trained = ready(model)
+    fitted = head if isinstance(head, Head) else Head.load(Path(head))
+    for part in parts:
+        slide = part.slide(adapt.options(image=image, technology=technology))
+        prepared = trained.prepare(slide)
+        values = predict(fitted, trained.reader, prepared)
+        scatter(part, key_added, part.rows_of(slide.barcodes), values)
+        tell(part, prepared.warnings)
+    return data if copy else None
