@@ -14,12 +14,9 @@ EMBEDDING: Final = "X_stalign"
 USES: Final = ("image", "gene", "spot", "niche", "spot+niche")
 """Embeddings that can be clustered; `spot+niche` is the concatenation of two."""
 DOMAIN: Final = "stalign_domain"
-DOMAIN_PROBABILITY: Final = "stalign_domain_probability"
-"""`obsm`: a DataFrame, a column for each domain of a joint set."""
 PREDICTED: Final = "stalign_predicted"
 LABEL: Final = "stalign_label"
-"""Labels carried over; `LABEL_PROBABILITY` in `obsm` is a DataFrame, a column for each."""
-LABEL_PROBABILITY: Final = "stalign_label_probability"
+"""Labels carried over."""
 UNKNOWN: Final = "unknown"
 """The label of spots unlike all that were labelled."""
 NICHE: Final = "stalign_niche"
@@ -33,6 +30,11 @@ ATTENTION: Final = "stalign_attention"
 UNS: Final = "stalign"
 UNLABELLED: Final = frozenset({"", "na", "nan", "none", "<na>"})
 """Labels that mean 'no label', lower case; they leave scores only."""
+
+
+def probability(name: str) -> str:
+    """The `obsm` key of an obs column's probabilities: a DataFrame, a column for each value."""
+    return f"{name}_probability"
 
 
 def connectivities(name: str) -> str:

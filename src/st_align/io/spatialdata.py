@@ -21,6 +21,7 @@ from st_align.errors import SlideError
 from st_align.image import ArrayImage, ImageSource, open_image, rgb_array
 from st_align.io.anndata_table import element, read_obs, read_spots
 from st_align.io.refs import Found, ReadOptions, SlideRef
+from st_align.io.check import check_id
 from st_align.raster import Level, TiledImage
 from st_align.slide import Slide
 
@@ -137,7 +138,7 @@ def _table(store: Any, path: Path) -> Any:
 
 def _regions(table: Any, path: Path) -> list[str]:
     region = element(table, "uns/spatialdata_attrs", str(path))["region"]
-    return sorted(map(str, np.atleast_1d(region)))
+    return sorted(check_id(str(name), path) for name in np.atleast_1d(region))
 
 
 def _centres(path: Path, region: str, instances: pd.Series) -> NDArray[np.float64]:
@@ -212,11 +213,13 @@ def _scales(transformations: list[dict[str, Any]]) -> dict[str, float]:
 
 def _open_element(group: Any, scale: float, what: str) -> ImageSource:
     """An image element [channels, H, W] of one or several levels."""
-    return open_levels([group[entry["path"]] for entry in _multiscale(group)["datasets"]], scale, what)
+    return open_levels(
+        [group[entry["path"]] for entry in _multiscale(group)["datasets"]], scale, what
+    )
 
 
 def open_levels(levels: Sequence[Any], scale: float, what: str) -> ImageSource:
-    """An image of arrays [channels, H, W], the finest first: zarr arrays, or dask ones in memory."""
+    """An image of arrays [channels, H, W], the finest first: zarr's, or dask's in memory."""
     finest = levels[0]
     if finest.ndim != 3:
         raise SlideError(f"{what} is not c, y, x", found=f"shape {finest.shape}")
