@@ -29,9 +29,7 @@ __all__ = ["STAlign", "__version__", "datasets", "io", "pl", "pp", "tl"]
 
 def __getattr__(name: str) -> Any:
     if name == "STAlign":
-        from st_align.trained import STAlign
-
-        return STAlign
+        return importlib.import_module("st_align.trained").STAlign
     if name in __all__:
         return importlib.import_module(f"st_align.{name}")
     raise AttributeError(f"module 'st_align' has no attribute {name!r}")

@@ -10,12 +10,12 @@ import errno
 import os
 import sys
 
-from st_align.cli import annotate, corpora, genes, slides, start, view
+from st_align.cli import annotate, corpora, genes, retrieve, slides, start, view
 from st_align.cli.app import app
 
 __all__ = ["app", "main"]
 
-_VERBS = (start, corpora, slides, genes, annotate, view)
+_VERBS = (start, corpora, slides, genes, annotate, retrieve, view)
 """Files of verbs: each adds its own to `app` when it is imported."""
 
 
