@@ -16,7 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from st_align import keys, store
 from st_align.errors import SlideError
-from st_align.io.objects import Part, parts_of
+from st_align.io.objects import Part
+from st_align.io.objects import parts_of as parts_of
 from st_align.io.refs import ReadOptions
 
 if TYPE_CHECKING:

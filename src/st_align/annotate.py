@@ -9,8 +9,8 @@
 
 Features, averaging and temperature are those that predict annotated slides left out in turn best.
 With one annotated slide squares of it are left out, and genes are read where there are counts: how
-well an embedding carries over to another slide cannot be seen within one. A spot a quarter farther
-from all labels than 99 in 100 annotated spots when left out is `unknown`. No label of the new slide
+well an embedding carries over to another slide cannot be seen within one. A spot farther from
+all labels than 99 in 100 annotated spots when left out is `unknown`. No label of the new slide
 is ever read.
 
 Shape letters: N spots of a slide, D features, C labels, P genes.
@@ -34,13 +34,14 @@ from st_align.slide import PreparedSlide
 
 Floats = NDArray[np.float64]
 
-FEATURES = (("genes",), ("genes", "embedding"), ("embedding",))
+FEATURES: tuple[tuple[str, ...], ...] = (("genes",), ("genes", "embedding"), ("embedding",))
 RINGS = (0, 1, 2, 4)
 """How often probabilities are averaged over the lattice."""
 _GENE_RINGS, _AXES, _MOST_GENES = 4, 30, 4_000
+_SPOTS_PER_FEATURE = 10
 _SQUARES, _MAX_FOLDS = 8, 5
 _TEMPERATURES = np.geomspace(0.25, 8, 31)
-_FAR, _FAR_MARGIN = 0.99, 1.25
+_FAR = 0.99
 _MIN_SPOTS = 5
 """A label with fewer spots than this cannot be learned."""
 
@@ -142,7 +143,7 @@ def annotate(annotated: Sequence[Labelled], new: Seen) -> Annotation:
     temperature = _temperature(best.probabilities[rows], y[rows])
     raw = _averaged(model.lda.predict_proba(x[-1]), members[-1], best.rings)
     chances = _calibrated(raw, temperature)
-    limit = _FAR_MARGIN * float(np.quantile(best.distance[rows], _FAR))
+    limit = float(np.quantile(best.distance[rows], _FAR))
     far = model.distance(x[-1]) / max(limit, 1e-12)
     nearest = np.array(names)[chances.argmax(axis=1)]
     return Annotation(
@@ -196,7 +197,9 @@ def _gene_blocks(slides: Sequence[PreparedSlide]) -> list[dict[str, Floats]]:
         niche = ring_mean(values, members, valid)
         niche -= niche.mean(axis=0)
         total += niche.T @ niche
-    axes = _principal(total)
+    n_spots = sum(slide.n_spots for slide in slides[:-1])
+    most = max(1, n_spots // (_SPOTS_PER_FEATURE * _GENE_RINGS))
+    axes = _principal(total, min(_AXES, most))
     for slide in slides:
         values, members, valid = _expression(slide, panel)
         seen = [np.asarray(values @ axes, np.float64)]
@@ -230,14 +233,14 @@ def _members(slide: PreparedSlide) -> NDArray[np.int32]:
     return np.asarray(niche.neighbors)
 
 
-def _principal(covariance: NDArray[np.float32]) -> NDArray[np.float32]:
+def _principal(covariance: NDArray[np.float32], n_axes: int) -> NDArray[np.float32]:
     """[P, R] eigenvectors of the largest eigenvalues; the same for the same covariance."""
     from scipy.sparse.linalg import eigsh
 
     p = len(covariance)
-    if p <= 2 * _AXES:
-        return np.asarray(np.linalg.eigh(covariance)[1][:, ::-1][:, :_AXES])
-    return np.asarray(eigsh(covariance, k=_AXES, v0=np.ones(p, np.float32))[1][:, ::-1])
+    if p <= 2 * n_axes:
+        return np.asarray(np.linalg.eigh(covariance)[1][:, ::-1][:, :n_axes])
+    return np.asarray(eigsh(covariance, k=n_axes, v0=np.ones(p, np.float32))[1][:, ::-1])
 
 
 def _block(values: Floats) -> Floats:

@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -61,7 +60,7 @@ class JointDomains:
 
 def joint_domains(
     embeddings: Sequence[NDArray[np.floating]],
-    n_domains: int | Literal["auto"],
+    n_domains: int | str,
     *,
     runs: int = 5,
     seed: int = 0,
@@ -69,6 +68,8 @@ def joint_domains(
     """One set of domains over the `embeddings` [N, D] of several slides on the same axes.
 
     The mixture is fitted on as many spots of every slide, drawn by `seed`, and applied to all.
+
+    `n_domains` is a number or `auto`.
 
     Raises:
         SlideError: no slide, axes that differ, NaN, or nothing that varies.

@@ -243,7 +243,7 @@ def _expression(part: Part, name: str, predicted: bool) -> NDArray[np.float64]:
         found = shown.predicted(part.table)
         if name not in found:
             raise ConfigError(f"{name!r} was not predicted", fix=nearest(name, map(str, found)))
-        return found[name].to_numpy(np.float64)[part.rows]
+        return np.asarray(found[name], np.float64)[part.rows]
     slide = part.slide(adapt.options(no_image=True))
     known = [] if slide.genes is None else slide.genes.symbols.tolist()
     if name not in known or slide.counts is None or slide.total_umi is None:
@@ -251,7 +251,7 @@ def _expression(part: Part, name: str, predicted: bool) -> NDArray[np.float64]:
     column, valid = log_normalise(slide.counts[:, [known.index(name)]], slide.total_umi)
     values = np.full(part.table.n_obs, np.nan)
     values[part.rows_of(slide.barcodes)] = np.where(valid, column.toarray()[:, 0], np.nan)
-    return values[part.rows]
+    return np.asarray(values[part.rows])
 
 
 def _grid(rows: int, columns: int, height: float = 1.0) -> tuple[Figure, NDArray[Any]]:

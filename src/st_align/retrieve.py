@@ -39,7 +39,8 @@ def aligned(vectors: SlideVectors, kind: Kind) -> NDArray[np.float32]:
     and niche; rows without the modality are 0.
     """
     spot, niche = (vectors.r, vectors.e) if kind == "image" else (vectors.u, vectors.t)
-    return np.concatenate([unit(spot), unit(niche)], axis=1) / np.float32(np.sqrt(2))
+    both = np.concatenate([unit(spot), unit(niche)], axis=1) / np.sqrt(2)
+    return both.astype(np.float32)
 
 
 def unit(x: NDArray[np.floating]) -> NDArray[np.float32]:

@@ -128,7 +128,8 @@ def _embeddings(
 def _of_model(
     parts: Sequence[Part], use: str | None
 ) -> tuple[list[NDArray[np.float64]], list[NDArray[np.intp]], str, list[str], list[str]]:
-    found, models = [adapt.embedded(part) for part in parts], {}
+    found = [adapt.embedded(part) for part in parts]
+    models: dict[str, str] = {}
     for part, (adata, _) in zip(parts, found, strict=True):
         models.setdefault(str(store.notes(adata).get("model_hash")), part.id)
     if len(models) > 1:

@@ -54,7 +54,8 @@ class Part:
     def rows_of(self, barcodes: Sequence[str] | NDArray[np.str_]) -> NDArray[np.intp]:
         """Rows of the table that hold the spots `barcodes` of the slide."""
         names = pd.Index(self.table.obs_names[self.rows].astype(str))
-        return self.rows[names.get_indexer(pd.Index(np.asarray(barcodes, str)))]
+        found: NDArray[np.intp] = names.get_indexer(pd.Index(np.asarray(barcodes, str)))
+        return self.rows[found]
 
 
 def parts_of(
