@@ -70,10 +70,9 @@ def test_embeddings_alone(slides, rng):
 
 
 def test_few_labels(slides):
+    new = Seen(slide=slides[1], embedding=None)
     few = np.where(np.arange(slides[0].n_spots) < 3, "rare", slides[0].spots["domain"])
-    found = annotate(
-        [labelled(slides[0], labels=few.astype(str))], Seen(slide=slides[1], embedding=None)
-    )
+    found = annotate([labelled(slides[0], labels=few.astype(str))], new)
     assert found.left_out == {"rare": 3}
     for labels in (np.full(100, ""), np.full(100, "one")):
         with pytest.raises(SlideError, match="too few labels"):

@@ -10,7 +10,8 @@
 Features, averaging and temperature are those that predict annotated slides left out in turn best.
 With one annotated slide squares of it are left out, and genes are read where there are counts: how
 well an embedding carries over to another slide cannot be seen within one. A spot farther from
-all labels than 99 in 100 annotated spots when left out is `unknown`. No label of the new slide
+all labels than 99 in 100 annotated spots when left out, or whose genes hold as much that annotated
+slides do not vary in, is `unknown`. No label of the new slide
 is ever read.
 
 Shape letters: N spots of a slide, D features, C labels, P genes.
@@ -73,8 +74,8 @@ class Annotation:
     probabilities: NDArray[np.float32]
     """[N, C] calibrated on the annotated slides; rows sum to 1."""
     distance: NDArray[np.float32]
-    """[N] Mahalanobis distance to the nearest label's mean over that of the farthest known spots;
-    above 1 is unknown.
+    """[N] from the nearest label's mean, over that of the farthest annotated spots; above 1 is
+    unknown.
     """
     features: tuple[str, ...]
     rings: int
@@ -145,6 +146,9 @@ def annotate(annotated: Sequence[Labelled], new: Seen) -> Annotation:
     chances = _calibrated(raw, temperature)
     limit = float(np.quantile(best.distance[rows], _FAR))
     far = model.distance(x[-1]) / max(limit, 1e-12)
+    if "genes" in best.features:
+        usual = np.quantile(np.concatenate([b["beside"] for b in blocks[:-1]])[rows], _FAR)
+        far = np.maximum(far, blocks[-1]["beside"] / max(float(usual), 1e-12))
     nearest = np.array(names)[chances.argmax(axis=1)]
     return Annotation(
         labels=np.where(far > 1, keys.UNKNOWN, nearest),
@@ -183,7 +187,8 @@ def _number(labels: NDArray[np.str_], names: Sequence[str]) -> NDArray[np.int64]
 
 
 def _gene_blocks(slides: Sequence[PreparedSlide]) -> list[dict[str, Floats]]:
-    """`genes` of each slide, nothing where one of them has no counts or no gene is shared.
+    """`genes` [N, D] of each slide, nothing where one of them has no counts or no gene is shared;
+    `beside` [N] is the part of the niche's expression that no axis holds, over the slide's median.
 
     Axes are fitted on all but the last slide; a spot's own expression and that of its rings are
     put on the same ones.
@@ -205,7 +210,11 @@ def _gene_blocks(slides: Sequence[PreparedSlide]) -> list[dict[str, Floats]]:
         seen = [np.asarray(values @ axes, np.float64)]
         for _ in range(_GENE_RINGS - 1):
             seen.append(ring_mean(seen[-1], members, valid if len(seen) == 1 else None))
-        rings.append({"genes": np.hstack([_block(block) for block in seen])})
+        niche = ring_mean(values, members, valid)
+        niche -= niche.mean(axis=0)
+        beside = np.sqrt(np.maximum((niche**2).sum(axis=1) - ((niche @ axes) ** 2).sum(axis=1), 0))
+        genes = np.hstack([_block(block) for block in seen])
+        rings.append({"genes": genes, "beside": beside / max(float(np.median(beside)), 1e-12)})
     return rings
 
 

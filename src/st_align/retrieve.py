@@ -40,7 +40,7 @@ def aligned(vectors: SlideVectors, kind: Kind) -> NDArray[np.float32]:
     """
     spot, niche = (vectors.r, vectors.e) if kind == "image" else (vectors.u, vectors.t)
     both = np.concatenate([unit(spot), unit(niche)], axis=1) / np.sqrt(2)
-    return both.astype(np.float32)
+    return np.asarray(both, np.float32)
 
 
 def unit(x: NDArray[np.floating]) -> NDArray[np.float32]:
