@@ -19,6 +19,7 @@ from scipy import sparse
 from st_align import keys
 from st_align.errors import SlideError
 from st_align.expression import Genes, unify_genes
+from st_align.inflation import require_plausible_arrays
 from st_align.io.check import not_counts, raw_counts
 from st_align.io.technology import from_barcodes, guess_technology
 from st_align.slide import Technology
@@ -109,6 +110,7 @@ def element(group: Any, path: str, what: str) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", OldFormatWarning)  # old files are read, not updated
+            require_plausible_arrays(group[path], f"{what}: {path}")
             return read_elem(group[path])
     except _UNREADABLE as error:
         raise SlideError(
@@ -263,6 +265,7 @@ def _matrix(group: Any, path: str, what: str) -> sparse.csr_array:
         return sparse.csr_array(stored)
     if not hasattr(stored, "dtype"):
         return sparse.csr_array(element(group, path, what))
+    require_plausible_arrays(stored, f"{what}: {path}")
     blocks = [sparse.csr_array(stored[i : i + 512]) for i in range(0, stored.shape[0], 512)]
     return sparse.vstack(blocks, format="csr") if blocks else sparse.csr_array(stored.shape)
 

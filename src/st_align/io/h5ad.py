@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from st_align import hdf5
 from st_align.errors import SlideError
 from st_align.image import ArrayImage, ImageSource, open_image, rgb_array
 from st_align.io.anndata_table import element, read_obs, read_spots
@@ -109,10 +110,8 @@ def read_library(
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    import h5py
-
     try:
-        file = h5py.File(path, "r")
+        file = hdf5.open_file(path)
     except OSError as error:
         raise SlideError(
             f"{path} is truncated or not an h5ad file",
@@ -167,14 +166,29 @@ def _image(file: Any, library: str | None, path: Path, given: Path | None) -> Im
                 scale = image_scale(element(file, key, str(path)), f"{path}: {key}")
             stored = element(file, f"{at}/images/{name}", str(path))
             if isinstance(stored, str):
-                return open_image(path.parent / stored, scale)
+                return open_image(_beside(path, stored), scale)
             return ArrayImage(rgb_array(np.asarray(stored)), scale)
     named = f"{at}/metadata/source_image_path"
     if named in file:
-        return open_image(path.parent / str(element(file, named, str(path))))
+        return open_image(_beside(path, str(element(file, named, str(path)))))
     raise SlideError(
         f"{path} holds no image for {library!r}",
         expected="images hires or lowres, or a metadata source_image_path",
         found=", ".join(images) or "none",
         fix=_NO_IMAGE,
     )
+
+
+def _beside(path: Path, named: str) -> Path:
+    """The image that a file names, in the file's own folder or below: one that somebody else wrote
+    does not choose what is read elsewhere.
+    """
+    image = path.parent / named
+    if not image.resolve().is_relative_to(path.parent.resolve()):
+        raise SlideError(
+            f"{path} names an image outside its folder",
+            expected=f"an image below {path.parent}",
+            found=named,
+            fix=_NO_IMAGE,
+        )
+    return image

@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from st_align import raster
 from st_align.errors import SlideError
 from st_align.image import ArrayImage, ImageSource, open_image, rgb_array
+from st_align.inflation import require_plausible_arrays, require_plausible_parquet
 from st_align.io.anndata_table import element, read_obs, read_spots
-from st_align.io.refs import Found, ReadOptions, SlideRef
 from st_align.io.check import check_id
+from st_align.io.refs import Found, ReadOptions, SlideRef
 from st_align.raster import Level, TiledImage
 from st_align.slide import Slide
 
@@ -145,6 +146,7 @@ def _centres(path: Path, region: str, instances: pd.Series) -> NDArray[np.float6
     """[N, 2] points of a shapes element, in the order of the table's instances."""
     file = path / "shapes" / region / "shapes.parquet"
     try:
+        require_plausible_parquet(file)
         shapes = pd.read_parquet(file)
         rows = shapes.index.get_indexer(pd.Index(instances))
         encoded = [shapes["geometry"].iloc[row] for row in rows if row >= 0]
@@ -231,9 +233,17 @@ def open_levels(levels: Sequence[Any], scale: float, what: str) -> ImageSource:
             raise SlideError(f"{what} is damaged", found=str(error)) from error
 
     if finest.nbytes <= raster.WHOLE_BYTES:
+        if hasattr(finest, "nbytes_stored"):  # dask arrays are in memory, or lead to such files
+            require_plausible_arrays(finest, what)
         return ArrayImage(rgb_array(read(finest)), scale)
     height, width = finest.shape[1:]
     rows, cols = (np.max(side).item() for side in finest.chunks[1:])
+    if finest.shape[0] * rows * cols * finest.dtype.itemsize > raster.WHOLE_BYTES:
+        raise SlideError(
+            f"{what} cannot be read by region",
+            expected="chunks of a few thousand px",
+            found=f"{rows} x {cols} px",
+        )
     return TiledImage(
         (height, width),
         scale,

@@ -18,9 +18,15 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import sparse
 
+from st_align import hdf5
 from st_align.errors import SlideError, require_file
 from st_align.expression import unify_genes
 from st_align.image import ImageSource, open_image
+from st_align.inflation import (
+    require_plausible_arrays,
+    require_plausible_parquet,
+    require_plausible_text,
+)
 from st_align.io.check import image_scale, match_barcodes, raw_counts
 from st_align.io.refs import Found, ReadOptions, SlideRef
 from st_align.slide import Slide, Technology
@@ -35,16 +41,16 @@ _COLUMNS = [
     "pxl_row_in_fullres",
     "pxl_col_in_fullres",
 ]
-_FACTORS = "scalefactors_json.json"
-_MATRIX = "filtered_feature_bc_matrix"
-_SIZES = ("hires", "lowres")
-_IMAGE = "tissue_{}_image.png"
-_SPECIES = {"GRCh": "human", "hg": "human", "GRCm": "mouse", "mm": "mouse"}
 _BINS: dict[str, Technology] = {
     "square_016um": "VisiumHD-16um",
     "square_008um": "VisiumHD-8um",
 }
 """In this order: larger bins hold more molecules each."""
+_FACTORS = "scalefactors_json.json"
+_MATRIX = "filtered_feature_bc_matrix"
+_SIZES = ("hires", "lowres")
+_IMAGE = "tissue_{}_image.png"
+_SPECIES = {"GRCh": "human", "hg": "human", "GRCm": "mouse", "mm": "mouse"}
 
 
 def recognise(path: Path) -> str | None:
@@ -214,6 +220,7 @@ def _read_positions(spatial: Path) -> pd.DataFrame:
         raise SlideError(f"no positions in {spatial}", expected=" or ".join(POSITIONS))
     try:
         if path.suffix == ".parquet":
+            require_plausible_parquet(path)
             table = pd.read_parquet(path)
         else:
             with path.open(encoding="utf-8-sig") as file:
@@ -282,10 +289,8 @@ def read_matrix(path: Path) -> Matrix10x:
 
 
 def _read_h5(path: Path) -> tuple[NDArray[np.str_], sparse.csr_array, pd.DataFrame]:
-    import h5py
-
     try:
-        with h5py.File(path, "r") as file:
+        with hdf5.open_file(path) as file:
             groups = [name for name in file if {"barcodes", "indptr"} <= set(_members(file[name]))]
             if len(groups) != 1:
                 raise SlideError(
@@ -294,6 +299,7 @@ def _read_h5(path: Path) -> tuple[NDArray[np.str_], sparse.csr_array, pd.DataFra
                     found=", ".join(file) or "an empty file",
                 )
             group = file[groups[0]]
+            require_plausible_arrays(group, f"{path}: {groups[0]}")
             barcodes = group["barcodes"].asstr()[:]
             n_features = int(group["shape"][0])
             # Columns of the stored CSC matrix are spots: the same arrays are its transpose's CSR.
@@ -337,8 +343,10 @@ def _read_mtx(folder: Path) -> tuple[NDArray[np.str_], sparse.csr_array, pd.Data
     feature_file = require_file(part("features.tsv", "genes.tsv"), "features of the matrix")
     options: dict[str, Any] = {"sep": "\t", "header": None, "dtype": str, "keep_default_na": False}
     try:
+        sizes = [require_plausible_text(file) for file in (matrix, barcode_file, feature_file)]
         barcodes = pd.read_csv(barcode_file, **options)[0].to_numpy(str)
         table = pd.read_csv(feature_file, **options)
+        _require_header(matrix, (len(table), len(barcodes)), sizes[0])
         counts = sparse.csr_array(mmread(matrix).T)
         features = pd.DataFrame({"id": table[0], "name": table[1], "genome": ""})
     except (OSError, ValueError, KeyError, EOFError, zlib.error) as error:
@@ -349,3 +357,20 @@ def _read_mtx(folder: Path) -> tuple[NDArray[np.str_], sparse.csr_array, pd.Data
         ) from error
     features["type"] = table.get(2, "Gene Expression")
     return barcodes, counts, features
+
+
+def _require_header(path: Path, expected: tuple[int, int], size: int) -> None:
+    """What a matrix.mtx says of its size, before it is allocated: rows, columns, entries. A line
+    of an entry has 4 bytes at least.
+    """
+    from scipy.io import mminfo
+
+    rows, columns, entries = mminfo(path)[:3]
+    if (rows, columns) != expected:
+        raise SlideError(
+            f"{path.parent} is inconsistent",
+            expected=f"{expected[1]} barcodes x {expected[0]} features",
+            found=f"a matrix of {columns} x {rows}",
+        )
+    if 4 * entries > size:
+        raise SlideError(f"{path} is truncated", found=f"{size:,} bytes for {entries:,} entries")

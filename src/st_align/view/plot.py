@@ -10,6 +10,7 @@ import io
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from st_align import figures
 
@@ -46,7 +47,7 @@ def plot_json(view: figures.SlideView, um_per_px: float | None) -> dict[str, Any
     plot.grid.visible = False
     if view.image is not None:
         height, width = (unit * side / view.scale for side in view.image.shape[:2])
-        plot.image_url(url=[_image_uri(view)], x=0, y=0, w=width, h=height, anchor="top_left")
+        plot.image_url(url=[_image_uri(view.image)], x=0, y=0, w=width, h=height, anchor="top_left")
     source = ColumnDataSource(
         {
             "x": (unit * view.xy[:, 0]).astype(np.float32),
@@ -79,10 +80,10 @@ def _scale_bar(span: Any) -> Any:
     )  # fmt: skip
 
 
-def _image_uri(view: figures.SlideView) -> str:
+def _image_uri(pixels: NDArray[np.uint8]) -> str:
     from PIL import Image
 
-    picture = Image.fromarray(view.image)
+    picture = Image.fromarray(pixels)
     picture.thumbnail((MAX_SIDE, MAX_SIDE))
     buffer = io.BytesIO()
     picture.save(buffer, "jpeg", quality=88)
