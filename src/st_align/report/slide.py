@@ -24,6 +24,7 @@ _METHODS = {
     "gmm": "a Gaussian mixture",
     "kmeans": "k-means",
     "consensus": "a consensus of mixtures",
+    "joint": "one Gaussian mixture over all its slides",
 }
 _BARS_UM = (100, 200, 500, 1000, 2000, 5000)
 
@@ -114,7 +115,7 @@ def _scale_bar(view: figures.SlideView, um_per_px: float | None) -> dict[str, An
 
 
 def _domain_note(domains: Mapping[str, Any], label_key: str | None) -> str:
-    if not domains:
+    if not {"method", "use", "n_domains"} <= set(domains):
         return ""
     method = _METHODS.get(domains["method"], domains["method"])
     said = f"{domains['n_domains']} domains by {method} of the {domains['use']} embedding."
