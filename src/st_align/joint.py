@@ -1,7 +1,8 @@
 """One set of domains over the slides of a cohort, with a probability per spot.
 
     embedding  the model's, or, from counts alone, expression of the niche on principal axes that
-               the slides have in common; centred on each slide
+               the slides have in common; centred on each slide and of unit variance there, or a
+               slide that varies more than the others would have the domains for itself
     domains    a Gaussian mixture with one covariance over all slides, each slide weighing the same
                whatever its number of spots
     answer     the posterior of every spot; shares of the domains by slide and by patient
@@ -86,7 +87,7 @@ def joint_domains(
             found=", ".join(map(str, sorted(widths))) or "no slide",
             fix="embed all of them with one model and the same modalities",
         )
-    centred = [np.asarray(x, np.float64) - np.mean(x, axis=0) for x in embeddings]
+    centred = [_levelled(x) for x in embeddings]
     rng = np.random.default_rng((seed, len(centred)))
     most = min(_FIT_SPOTS, min(len(x) for x in centred)) if len(centred) > 1 else _FIT_SPOTS
     drawn = [x[np.sort(rng.permutation(len(x))[:most])] for x in centred]
@@ -102,6 +103,13 @@ def joint_domains(
         probabilities=tuple(part.astype(np.float32) for part in chances),
         n_domains=len(order),
     )
+
+
+def _levelled(x: NDArray[np.floating]) -> Floats:
+    """[N, D] centred and of total variance 1."""
+    values = np.asarray(x, np.float64) - np.mean(x, axis=0)
+    spread = float(np.sqrt((values**2).sum(axis=1).mean())) if len(values) else 0.0
+    return np.asarray(values / max(spread, 1e-12))
 
 
 def counts_embeddings(slides: Sequence[PreparedSlide]) -> list[Floats]:

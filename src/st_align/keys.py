@@ -43,5 +43,7 @@ def connectivities(name: str) -> str:
 
 
 def embedding(use: str) -> str:
-    """The `obsm` key of one embedding: `X_stalign_image`, `X_stalign_spot`, ..."""
-    return f"{EMBEDDING}_{use}"
+    """The `obsm` key of one embedding: `X_stalign_image`, `X_stalign_spot_niche`, ...; SpatialData
+    takes letters, digits, `_`, `-` and `.` only.
+    """
+    return f"{EMBEDDING}_{use.replace('+', '_')}"
