@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from contextlib import suppress
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -18,6 +20,7 @@ from st_align.config import preset, read_toml
 from st_align.errors import StAlignError
 from st_align.expression import read_panel
 from st_align.image import open_image
+from st_align.io import find_slides
 from st_align.io.patients import read_patients
 from st_align.io.tables import read_table
 from st_align.io.visium import read_matrix
@@ -55,6 +58,52 @@ def survive(cases: range, kinds: dict[str, Path], at: Path) -> None:
             raise AssertionError(f"{what}: {type(error).__name__}: {error}") from error
         assert contents(at) == before, f"{what}: reading wrote something"
     assert set(outcomes) == {"read", "refused"}
+
+
+def _huge_place(kinds: dict[str, Path], at: Path) -> Path:
+    path = shutil.copytree(kinds["h5"], at / "outs") / "spatial" / "tissue_positions_list.csv"
+    table = pd.read_csv(path, header=None, dtype=str)
+    table.iloc[3, 2] = "99999999999999999999"
+    table.to_csv(path, header=False, index=False)
+    return at / "outs"
+
+
+def _one_spot_over_and_over(kinds: dict[str, Path], at: Path) -> Path:
+    root = shutil.copytree(kinds["stimage"], at / "Visium")
+    for path in (root / "coord" / "S1_coord.csv", root / "gene_exp" / "S1_count.csv"):
+        table = pd.read_csv(path, index_col=0)
+        table.iloc[:] = table.iloc[[0]].to_numpy()
+        table.to_csv(path)
+    return root
+
+
+def _broken_gzip(kinds: dict[str, Path], at: Path) -> Path:
+    outs = shutil.copytree(kinds["mtx.gz"], at / "outs")
+    path = outs / "filtered_feature_bc_matrix" / "features.tsv.gz"
+    data = path.read_bytes()
+    path.write_bytes(data[:30] + b"\xff" * 40 + data[70:])
+    return outs
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (_huge_place, "not whole numbers"),
+        (_one_spot_over_and_over, "coordinates of another"),
+        (_broken_gzip, "is damaged"),
+    ],
+)
+def test_what_fuzzing_found(kinds, tmp_path, damage, said):
+    path = damage(kinds, tmp_path)
+    with fuzz_cases.bounded(), pytest.raises(StAlignError, match=said):
+        find_slides([path]).refs[0].read()
+
+
+def test_a_tiff_without_a_page(tmp_path):
+    path = tmp_path / "empty.tif"
+    path.write_bytes(b"II*\0\0\0\0\0")
+    with pytest.raises(StAlignError, match="truncated or damaged"):
+        open_image(path)
 
 
 def contents(folder: Path) -> dict[Path, tuple[int, int]]:

@@ -196,7 +196,7 @@ def _places(obs: pd.DataFrame, notes: list[str]) -> NDArray[np.int32] | None:
         if not set(names) <= set(obs):
             continue
         values = obs[list(names)].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
-        whole = np.isfinite(values).all() and (values == np.floor(values)).all()
+        whole = ((np.abs(values) < 1 << 31) & (values == np.floor(values))).all()
         if whole and (names == _PLACES[0] or len(np.unique(values, axis=0)) == len(values)):
             return np.asarray(values, np.int32)
         notes.append(f"obs {names[0]} and {names[1]} are no places: left out")

@@ -70,7 +70,7 @@ def st_places(barcodes: NDArray[np.str_], xy: NDArray[np.float64]) -> NDArray[np
     when spots would share a place or names hold no numbers.
     """
     numbers = st_names(barcodes)
-    if numbers is None:
+    if numbers is None or numbers.max() >= 1 << 31:
         return None
     first_is_column = _corr(numbers[:, 0], xy[:, 0]) + _corr(numbers[:, 1], xy[:, 1]) >= _corr(
         numbers[:, 0], xy[:, 1]

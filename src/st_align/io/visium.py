@@ -237,7 +237,7 @@ def _read_positions(spatial: Path) -> pd.DataFrame:
             found=str(error),
         ) from error
     places = table[_COLUMNS[1:4]].to_numpy()
-    if not (np.isfinite(places) & (places == np.floor(places))).all():
+    if not ((np.abs(places) < 1 << 31) & (places == np.floor(places))).all():
         raise SlideError(
             f"{path}: in_tissue, array_row and array_col are not whole numbers",
             fix="order of the columns: " + ", ".join(_COLUMNS),
