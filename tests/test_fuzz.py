@@ -77,6 +77,15 @@ def _one_spot_over_and_over(kinds: dict[str, Path], at: Path) -> Path:
     return root
 
 
+def _nul_in_a_matrix(kinds: dict[str, Path], at: Path) -> Path:
+    """SciPy 1.17 ends the process on this one."""
+    outs = shutil.copytree(kinds["mtx"], at / "outs")
+    path = outs / "filtered_feature_bc_matrix" / "matrix.mtx"
+    data = path.read_bytes()
+    path.write_bytes(data[:199] + bytes(13) + data[212:])
+    return outs
+
+
 def _broken_gzip(kinds: dict[str, Path], at: Path) -> Path:
     outs = shutil.copytree(kinds["mtx.gz"], at / "outs")
     path = outs / "filtered_feature_bc_matrix" / "features.tsv.gz"
@@ -91,6 +100,7 @@ def _broken_gzip(kinds: dict[str, Path], at: Path) -> Path:
         (_huge_place, "not whole numbers"),
         (_one_spot_over_and_over, "coordinates of another"),
         (_broken_gzip, "is damaged"),
+        (_nul_in_a_matrix, "NUL bytes"),
     ],
 )
 def test_what_fuzzing_found(kinds, tmp_path, damage, said):

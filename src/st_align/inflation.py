@@ -51,18 +51,19 @@ def _stored(array: Any) -> Callable[[], int]:
 
 
 def require_plausible_text(path: Path) -> int:
-    """The bytes of a text file, which may be gzip: that is unpacked into nothing first. Damaged
-    gzip raises OSError, EOFError or zlib.error.
+    """The bytes of a text file once unpacked, where it is gzip. A NUL raises OSError: it is no
+    text, and SciPy's reader of matrices crashes on it. Damaged gzip raises OSError, EOFError or
+    zlib.error.
     """
     import gzip
 
     stored, decoded = path.stat().st_size, 0
-    if path.suffix != ".gz":
-        return stored
-    with gzip.open(path) as file:
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
         while block := file.read(1 << 20):
             decoded += len(block)
             require_plausible(str(path), decoded, stored)
+            if b"\0" in block:
+                raise OSError(f"{path.name} holds NUL bytes")
     return decoded
 
 
