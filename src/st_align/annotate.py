@@ -10,8 +10,8 @@
 Features, averaging and temperature are those that predict annotated slides left out in turn best.
 With one annotated slide squares of it are left out, and genes are read where there are counts: how
 well an embedding carries over to another slide cannot be seen within one. A spot farther from
-all labels than 99 in 100 annotated spots when left out, or whose genes hold as much that annotated
-slides do not vary in, is `unknown`. No label of the new slide
+all labels than 99 in 100 annotated spots when left out is `unknown`, and so is one whose genes hold
+a quarter more that the axes do not. No label of the new slide
 is ever read.
 
 Shape letters: N spots of a slide, D features, C labels, P genes.
@@ -42,7 +42,7 @@ _GENE_RINGS, _AXES, _MOST_GENES = 4, 30, 4_000
 _SPOTS_PER_FEATURE = 10
 _SQUARES, _MAX_FOLDS = 8, 5
 _TEMPERATURES = np.geomspace(0.25, 8, 31)
-_FAR = 0.99
+_FAR, _BESIDE = 0.99, 1.25
 _MIN_SPOTS = 5
 """A label with fewer spots than this cannot be learned."""
 
@@ -148,7 +148,7 @@ def annotate(annotated: Sequence[Labelled], new: Seen) -> Annotation:
     far = model.distance(x[-1]) / max(limit, 1e-12)
     if "genes" in best.features:
         usual = np.quantile(np.concatenate([b["beside"] for b in blocks[:-1]])[rows], _FAR)
-        far = np.maximum(far, blocks[-1]["beside"] / max(float(usual), 1e-12))
+        far = np.maximum(far, blocks[-1]["beside"] / max(_BESIDE * float(usual), 1e-12))
     nearest = np.array(names)[chances.argmax(axis=1)]
     return Annotation(
         labels=np.where(far > 1, keys.UNKNOWN, nearest),
