@@ -156,7 +156,7 @@ def _page(
         card(hit.slide, int(hit.row), f"{hit.similarity:.3f} {hit.slide} {hit.barcode}")
         for hit in hits.itertuples()
     )
-    title = escape(f"Spots like {query}: {by} to {find}")
+    title = escape(f"Spots like {Path(query).name}: {by} to {find}")
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>'
         "body{font:15px system-ui;margin:2rem;color-scheme:light dark}"
