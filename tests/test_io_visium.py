@@ -128,16 +128,12 @@ def test_spots_without_counts_are_left_out(outs, s):
     assert "2 spots in tissue have no counts: left out" in slide.warnings
 
 
-def test_visium_hd_is_refused(tmp_path, outs):
-    for name in ("binned_outputs", "square_008um"):
-        (outs / name).mkdir()
-        with pytest.raises(SlideError, match="Visium HD, which is not supported"):
-            read_one(outs)
-        (outs / name).rmdir()
-    hd = tmp_path / "hd" / "binned_outputs" / "square_008um"
-    hd.mkdir(parents=True)
-    with pytest.raises(SlideError, match="Visium HD"):
-        read_one(tmp_path / "hd")
+def test_visium_hd_without_bins_that_can_be_read_is_refused(outs):
+    (outs / "binned_outputs" / "square_002um").mkdir(parents=True)
+    with pytest.raises(SlideError, match="no bins of Visium HD") as caught:
+        read_one(outs)
+    assert "square_016um" in caught.value.expected
+    assert caught.value.found == "square_002um"
 
 
 # --- bad input ----------------------------------------------------------------------------------

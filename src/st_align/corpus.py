@@ -33,6 +33,7 @@ from scipy import sparse
 from st_align import keys
 from st_align.errors import CorpusError, nearest
 from st_align.expression import Genes, Panel, PanelExpression, panel_columns, panel_expression
+from st_align.io.check import check_id
 from st_align.slide import Niche, PreparedSlide
 
 SCHEMA_VERSION = 1
@@ -318,6 +319,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         )
     manifest = _of_schema(path / MANIFEST, _MANIFEST)
     for slide_id, entry in manifest["slides"].items():
+        check_id(slide_id, path)  # the name of a folder: a corpus may come from somebody else
         _require_keys(path / MANIFEST, f"slide {slide_id!r}: ", entry, _ENTRY)
     return manifest
 

@@ -322,8 +322,8 @@ def _require_own_species(slide_id: str, genes: Genes, panel: Panel, shared: int)
         return
     slide_s, model_s = ("mouse", "human") if looks else ("human", "mouse")
     fix = (
-        f"the slide's gene names look like {slide_s}, the model's like {model_s}: rename the "
-        f"slide's genes to their {model_s} orthologues, or use a model trained on {slide_s}"
+        f"the slide's gene names look like {slide_s}, the model's like {model_s}: give their "
+        f"{model_s} orthologues with --gene-map CSV, or use a model trained on {slide_s}"
     )
     raise ModelError(
         f"slide {slide_id!r} has {shared or 'none'} of the {len(panel)} genes of the model's panel",

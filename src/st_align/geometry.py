@@ -48,16 +48,25 @@ class Scale(NamedTuple):
 
 
 def parse_niche_spec(spec: str) -> int | None:
-    """K of `k3`, `k6`, ...; None for `lattice`; anything else is a ConfigError."""
-    if spec == "lattice":
+    """K of `k3`, `k6`, ...; None for `lattice`, `rings2`, ...; anything else is a ConfigError."""
+    if rings_of(spec):
         return None
     match = re.fullmatch(r"k([1-9]\d{0,2})", spec)
     if not match:
         raise ConfigError(
             f"no niche is called {spec!r}",
-            expected="lattice (the whole first ring), or k3, k6, ... (that many nearest spots)",
+            expected="lattice (the whole first ring), rings2, rings3, ... (so many rings), or "
+            "k3, k6, ... (that many nearest spots)",
         )
     return int(match[1])
+
+
+def rings_of(spec: str) -> int | None:
+    """How many rings of the lattice a niche spec takes: 1 for `lattice`, n for `rings<n>`; None
+    for others.
+    """
+    match = re.fullmatch(r"rings([1-9]\d?)", spec)
+    return 1 if spec == "lattice" else int(match[1]) if match else None
 
 
 def fit_scale(
@@ -122,26 +131,30 @@ def neighbors(
 
     `kK` takes the K nearest, in the order of (distance of places, array_row, array_col,
     barcode); without places of (distance in steps of 5 % of the pitch, barcode). `lattice` takes
-    the first ring in the same order: [N, 7] hexagonal, [N, 5] square. Members follow the spots
-    when rows are shuffled and do not change when `xy` is shifted, turned or scaled.
+    the first ring in the same order: [N, 7] hexagonal, [N, 5] square; `rings2`, ... all places at
+    most so many steps from neighbour to neighbour away: 3 n (n + 1) and 2 n (n + 1) of them.
+    Members follow the spots when rows are shuffled and do not change when `xy` is shifted, turned
+    or scaled.
 
     An unknown spec, and `lattice` on a square lattice without places, is a ConfigError.
     """
-    k = parse_niche_spec(spec)
+    k, rings = parse_niche_spec(spec), rings_of(spec)
     n_spots = len(xy)
     rank = np.empty(n_spots, np.int64)
     rank[np.argsort(barcodes, kind="stable")] = np.arange(n_spots)
     if places is not None:
         rows = _Places(places, rank)
-        members = _ring(rows, lattice) if k is None else _nearest_places(rows, k, lattice)
+        members = (
+            _rings(rows, lattice, rings or 1) if k is None else _nearest_places(rows, k, lattice)
+        )
     elif k is not None:
         members = _nearest_pixels(xy, rank, k)[0]
-    elif lattice == "hex":
+    elif lattice == "hex" and rings == 1:
         members, apart, pitch = _nearest_pixels(xy, rank, len(RING[lattice]))
         members = _left_aligned(np.where(apart < _RING_REACH * pitch, members, -1))
     else:
         raise ConfigError(
-            "the niche 'lattice' needs array positions on a square lattice",
+            f"the niche {spec!r} needs array positions" + " on a square lattice" * (rings == 1),
             expected="array_row and array_col",
             found="spots with pixel positions only",
             fix="use k4",
@@ -235,11 +248,28 @@ class _Places:
         return first[second >= 0], second[second >= 0]
 
 
-def _ring(rows: _Places, lattice: Lattice) -> Ints:
-    members = np.empty((len(rows.order), len(RING[lattice]) + 1), np.int64)
-    ring = [rows.at(rows.places[rows.order] + np.array(offset)) for offset in RING[lattice]]
+def _rings(rows: _Places, lattice: Lattice, n: int) -> Ints:
+    """[N, K+1] all spots at most `n` steps away, ring by ring, self first."""
+    offsets = RING[lattice] if n == 1 else _within(lattice, n)
+    members = np.empty((len(rows.order), len(offsets) + 1), np.int64)
+    ring = [rows.at(rows.places[rows.order] + np.array(offset)) for offset in offsets]
     members[rows.order] = _left_aligned(np.stack([rows.order, *ring], axis=1))
     return members
+
+
+def _within(lattice: Lattice, n: int) -> list[tuple[int, int]]:
+    """Offsets of the places at most `n` steps away, by (steps, row, column)."""
+    reach = range(-2 * n, 2 * n + 1)
+    steps = {
+        (row, column): max(abs(row), (abs(row) + abs(column)) // 2)
+        if lattice == "hex"
+        else abs(row) + abs(column)
+        for row in reach
+        for column in reach
+        if lattice == "square" or (row + column) % 2 == 0
+    }
+    found = [place for place, distance in steps.items() if 0 < distance <= n]
+    return sorted(found, key=lambda place: (steps[place], *place))
 
 
 def _nearest_places(rows: _Places, k: int, lattice: Lattice) -> Ints:

@@ -5,10 +5,15 @@ Shape letters: N spots, K neighbours, p and q pixels of a patch side.
 
 from __future__ import annotations
 
+import math
+import mmap
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from st_align import keys
 from st_align.geometry import (
@@ -21,9 +26,13 @@ from st_align.geometry import (
 )
 from st_align.slide import LATTICE, PITCH_UM, SPOT_UM, Niche, PreparedSlide, Slide
 
+if TYPE_CHECKING:
+    from st_align.image import ImageSource
+
 SPOT_PX = 56
 NICHE_PX = 112
 _ADVISED_PX_PER_SPOT = 20
+_IN_MEMORY, _BLOCK = 1 << 29, 1 << 26
 _COLUMNS = ("barcode", keys.ARRAY_ROW, keys.ARRAY_COL, "x", "y", keys.TOTAL_UMI)
 
 
@@ -45,7 +54,7 @@ def prepare_slide(
     """
     scale = _scale(slide)
     image = slide.image
-    patches = image.crops(_spot_boxes(slide, scale), spot_px) if image is not None else None
+    patches = _crops(image, _spot_boxes(slide, scale), spot_px) if image is not None else None
     niches = {spec: cut_niche(slide, spec, niche_px=niche_px) for spec in niche_specs}
     return PreparedSlide(
         id=slide.id,
@@ -77,13 +86,32 @@ def cut_niche(slide: Slide, spec: str, *, niche_px: int = NICHE_PX) -> Niche:
         barcodes=slide.barcodes,
     )
     boxes = niche_boxes(members, _spot_boxes(slide, _scale(slide)))
-    patches = slide.image.crops(boxes, niche_px) if slide.image is not None else None
+    patches = _crops(slide.image, boxes, niche_px) if slide.image is not None else None
     return Niche(neighbors=members, boxes=boxes, patches=patches)
 
 
 def slide_warnings(slide: Slide, niche_specs: Iterable[str]) -> tuple[str, ...]:
     """What the reader said, then: few pixels per spot, fewer spots than a niche."""
     return tuple(_warnings(slide, niche_specs))
+
+
+def _crops(image: ImageSource, boxes: NDArray[np.float64], side: int) -> NDArray[np.uint8]:
+    """uint8 [N, side, side, 3]; more than `_IN_MEMORY` bytes lie in a temporary file, which the
+    system frees with the array: patches of Visium HD do not fit into memory.
+    """
+    shape = (len(boxes), side, side, 3)
+    if math.prod(shape) <= _IN_MEMORY:
+        return image.crops(boxes, side)
+    with tempfile.TemporaryFile() as file:
+        file.truncate(math.prod(shape))
+        mapped = mmap.mmap(file.fileno(), 0)
+    patches = np.frombuffer(mapped, np.uint8).reshape(shape)
+    step = max(1, _BLOCK // math.prod(shape[1:]))
+    for start in range(0, len(boxes), step):
+        patches[start : start + step] = image.crops(boxes[start : start + step], side)
+        mapped.flush()
+        mapped.madvise(mmap.MADV_DONTNEED)
+    return patches
 
 
 def _scale(slide: Slide) -> Scale:

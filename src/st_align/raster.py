@@ -27,7 +27,10 @@ WHOLE_BYTES = 1 << 30
 """An image that decodes to more than this is read by tile where its format allows it."""
 CACHE_BYTES = 1 << 28
 """Decoded tiles kept for the next crop."""
-DAMAGED = (OSError, SyntaxError, ValueError, EOFError, RuntimeError, struct.error, zlib.error)
+DAMAGED = (
+    OSError, SyntaxError, ValueError, EOFError, RuntimeError, LookupError, TypeError,
+    AttributeError, ArithmeticError, MemoryError, struct.error, zlib.error,
+)  # fmt: skip
 """What decoders raise on damaged files."""
 CONVERT = "save it as a tiled RGB TIFF (e.g. vips tiffsave IN OUT --tile --pyramid)"
 

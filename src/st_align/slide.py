@@ -17,12 +17,28 @@ if TYPE_CHECKING:
     from st_align.expression import Genes
     from st_align.image import ImageSource
 
-Technology = Literal["Visium", "ST"]
+Technology = Literal["Visium", "ST", "VisiumHD-16um", "VisiumHD-8um"]
+"""Bins of Visium HD touch each other: their side is their pitch."""
 Lattice = Literal["hex", "square"]
 
-LATTICE: dict[Technology, Lattice] = {"Visium": "hex", "ST": "square"}
-PITCH_UM: dict[Technology, float] = {"Visium": 100.0, "ST": 200.0}
-SPOT_UM: dict[Technology, float] = {"Visium": 55.0, "ST": 100.0}
+LATTICE: dict[Technology, Lattice] = {
+    "Visium": "hex",
+    "ST": "square",
+    "VisiumHD-16um": "square",
+    "VisiumHD-8um": "square",
+}
+PITCH_UM: dict[Technology, float] = {
+    "Visium": 100.0,
+    "ST": 200.0,
+    "VisiumHD-16um": 16.0,
+    "VisiumHD-8um": 8.0,
+}
+SPOT_UM: dict[Technology, float] = {
+    "Visium": 55.0,
+    "ST": 100.0,
+    "VisiumHD-16um": 16.0,
+    "VisiumHD-8um": 8.0,
+}
 
 
 @dataclass(frozen=True, kw_only=True)

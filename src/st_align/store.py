@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from st_align import keys
+from st_align import hdf5, keys
 from st_align.errors import SlideError, StAlignError, require_file
 from st_align.files import replacing
+from st_align.inflation import require_plausible_arrays
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -115,7 +116,11 @@ def read_h5ad(path: Path) -> AnnData:
 
     require_file(path, "the .h5ad file")
     try:
+        with hdf5.open_file(path) as file:
+            require_plausible_arrays(file, str(path))
         return anndata.read_h5ad(path)
+    except StAlignError:
+        raise
     except Exception as error:  # a damaged file makes h5py and anndata raise any class
         raise SlideError(
             f"{path} cannot be read as AnnData",

@@ -11,6 +11,7 @@ import os
 import sys
 
 from st_align.cli import (
+    annotate,
     bench,
     bench_ablation,
     bench_genes,
@@ -19,8 +20,10 @@ from st_align.cli import (
     bench_speed,
     corpora,
     genes,
+    retrieve,
     slides,
     start,
+    view,
 )
 from st_align.cli.app import app
 
@@ -31,6 +34,9 @@ _VERBS = (
     corpora,
     slides,
     genes,
+    annotate,
+    retrieve,
+    view,
     bench,
     bench_genes,
     bench_hest,

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from st_align.cli.app import app
-from st_align.cli.options import Format, Image, Json, NoImage, emit
+from st_align.cli.options import Format, GeneMap, Image, Json, NoImage, emit
 
 
 @app.command()
@@ -26,8 +26,10 @@ def prepare(
         str | None, typer.Option(help="Visium or ST; with --meta: keep this one.")
     ] = None,
     min_spots: Annotated[int, typer.Option(min=0, help="Leave out smaller slides.")] = 0,
+    gene_map: GeneMap = None,
     niche: Annotated[
-        list[str] | None, typer.Option(help="lattice, k3, k<N>; may repeat. Default: lattice.")
+        list[str] | None,
+        typer.Option(help="lattice, rings<N>, k3, k<N>; may repeat. Default: lattice."),
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Slides prepared at the same time.")] = 1,
     dask: Annotated[
@@ -44,7 +46,8 @@ def prepare(
 
     options = ReadOptions(
         format=format, image=image, no_image=no_image, patients=patients, obs=obs, meta=meta,
-        species=species, technology=technology, min_spots=min_spots,
+        species=species, technology=technology, min_spots=min_spots, gene_map=gene_map,
+        any_species=(species or "human").lower() != "human",
     )  # fmt: skip
     found = find_slides(sources, options)
     corpus = build_corpus(

@@ -31,6 +31,10 @@ NoImage = Annotated[bool, typer.Option("--no-image", help="Take slides without t
 Image = Annotated[
     Path | None, typer.Option("--image", help="Full-resolution image of the one slide given.")
 ]
+GeneMap = Annotated[
+    Path | None,
+    typer.Option("--gene-map", help="CSV with columns from,to: orthologues to rename by."),
+]
 Format = Annotated[
     str, typer.Option("--format", help="auto, visium, stimage, hest, h5ad or spatialdata.")
 ]

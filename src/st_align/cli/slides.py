@@ -10,6 +10,7 @@ import typer
 from st_align.cli.app import app
 from st_align.cli.options import (
     Format,
+    GeneMap,
     Image,
     Json,
     Model,
@@ -31,6 +32,7 @@ def embed(
     format: Format = "auto",
     image: Image = None,
     no_image: NoImage = False,
+    gene_map: GeneMap = None,
     json: Json = None,
 ) -> None:
     """Embed a slide the model never saw, or every slide of a corpus."""
@@ -38,7 +40,7 @@ def embed(
     from st_align.corpus import is_corpus
     from st_align.io import ReadOptions
 
-    options = ReadOptions(format=format, image=image, no_image=no_image)
+    options = ReadOptions(format=format, image=image, no_image=no_image, gene_map=gene_map)
     whole = out.suffix != ".h5ad" and is_corpus(Path(slide))
     emit((embed_corpus if whole else embed_slide)(slide, model, out, options), json)
 
@@ -51,6 +53,7 @@ def domains(
     label_key: Annotated[str | None, typer.Option(help="obs column to score against.")] = None,
     method: Annotated[str, typer.Option(help="gmm, kmeans or consensus.")] = "gmm",
     refine: Annotated[bool, typer.Option(help="Smooth over the lattice.")] = False,
+    joint: Annotated[bool, typer.Option("--joint", help="One set of domains for all.")] = False,
     runs: Annotated[int, typer.Option(min=1, help="Times the clusterer is seeded anew.")] = 5,
     out: Annotated[Path | None, typer.Option(help="Write here; default: into FILE.")] = None,
     seed: Seed = 0,
@@ -63,6 +66,11 @@ def domains(
         n_domains=n_domains, use=use, label_key=label_key, method=method, refine=refine,
         runs=runs, seed=seed,
     )  # fmt: skip
+    if joint:
+        from st_align.commands.joint import find_joint_domains
+
+        emit(find_joint_domains(files, request, out=out), json)
+        return
     emit(find_domains(files, request, out=out), json)
 
 

@@ -48,10 +48,10 @@ def find_domains(
     """
     slides: dict[str, Any] = {}
     with ExitStack() as written:
-        for path, target in zip(files, _targets(files, out), strict=True):
+        for path, target in zip(files, targets_of(files, out), strict=True):
             adata = store.read_h5ad(path)
             with store.naming(path):
-                entry = _slide_domains(adata, request)
+                entry = slide_domains(adata, request)
                 name = str(store.notes(adata).get("slide", path.stem))
             slides[name if name not in slides else str(path)] = entry
             print(f"{name}: {_domain_words(entry)}")
@@ -63,12 +63,13 @@ def find_domains(
     return result
 
 
-def _slide_domains(adata: AnnData, request: DomainRequest) -> dict[str, Any]:
-    labels = _labels(adata, request.label_key)
-    x, use = _embedding(adata, request.use)
+def slide_domains(adata: AnnData, request: DomainRequest) -> dict[str, Any]:
+    """Domains of one embedded slide into its `obs` and notes; what was done, with scores."""
+    labels = labels_of(adata, request.label_key)
+    x, use = embedding_of(adata, request.use)
     found = assign_domains(
         x,
-        _number(request.n_domains),
+        number_of(request.n_domains),
         method=request.method,
         runs=request.runs,
         seed=request.seed,
@@ -89,7 +90,8 @@ def _slide_domains(adata: AnnData, request: DomainRequest) -> dict[str, Any]:
     return entry
 
 
-def _embedding(adata: AnnData, use: str | None) -> tuple[NDArray[np.float64], str]:
+def embedding_of(adata: AnnData, use: str | None) -> tuple[NDArray[np.float64], str]:
+    """[N, D] of one use, the model's default one for None; and its name."""
     kept = [name for name in keys.USES if keys.embedding(name) in adata.obsm]
     if keys.EMBEDDING not in adata.obsm:
         raise SlideError(
@@ -106,7 +108,8 @@ def _embedding(adata: AnnData, use: str | None) -> tuple[NDArray[np.float64], st
     return np.asarray(adata.obsm[name], np.float64), use or default
 
 
-def _labels(adata: AnnData, key: str | None) -> NDArray[Any] | None:
+def labels_of(adata: AnnData, key: str | None) -> NDArray[Any] | None:
+    """[N] of an obs column; a ConfigError where there is none of that name."""
     if key is None:
         return None
     if key not in adata.obs:
@@ -120,7 +123,7 @@ def _labels(adata: AnnData, key: str | None) -> NDArray[Any] | None:
 def _lattice(adata: AnnData, *, required: bool) -> NDArray[np.int32] | None:
     """The rings over which domains are smoothed; None where places are unknown and not needed."""
     technology = str(store.notes(adata).get("technology", "Visium"))
-    lattice = LATTICE["ST" if technology == "ST" else "Visium"]
+    lattice = LATTICE[next((known for known in LATTICE if known == technology), "Visium")]
     barcodes = adata.obs_names.to_numpy().astype(str)
     try:
         xy = store.coordinates(adata)
@@ -141,7 +144,8 @@ def _places(adata: AnnData) -> NDArray[np.int32] | None:
     return places.to_numpy(np.int32) if (places >= 0).all(axis=None) else None
 
 
-def _number(text: str) -> int | str:
+def number_of(text: str) -> int | str:
+    """A whole number or `auto`; anything else is a ConfigError."""
     if text == "auto":
         return text
     try:
@@ -152,7 +156,7 @@ def _number(text: str) -> int | str:
         ) from None
 
 
-def _targets(files: Sequence[Path], out: Path | None) -> list[Path]:
+def targets_of(files: Sequence[Path], out: Path | None) -> list[Path]:
     """Where each file's domains go; a place that cannot be written is found before the work."""
     if out is None:
         targets = list(files)

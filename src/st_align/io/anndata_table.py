@@ -1,15 +1,15 @@
 """What h5ad files and SpatialData tables share: AnnData elements read one by one.
 
 Only the elements that are needed are touched, so whatever else `uns` holds (pickles too) is
-never decoded. `group` is an h5py or a zarr group.
+never decoded. `group` is an h5py or a zarr group, or an object in memory as `InMemory`.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -19,9 +19,13 @@ from scipy import sparse
 from st_align import keys
 from st_align.errors import SlideError
 from st_align.expression import Genes, unify_genes
+from st_align.inflation import require_plausible_arrays
 from st_align.io.check import not_counts, raw_counts
 from st_align.io.technology import from_barcodes, guess_technology
 from st_align.slide import Technology
+
+if TYPE_CHECKING:
+    from anndata import AnnData
 
 _SYMBOLS = ("gene_symbol", "gene_symbols", "gene_name", "gene_names", "feature_name", "symbol")
 _ENSEMBL = ("gene_id", "gene_ids", "ensembl", "ensembl_id", "ensembl_ids", "feature_id")
@@ -59,14 +63,54 @@ class SpotTable:
         return guess, (f"technology taken to be {guess}: {reason}",)
 
 
+class InMemory:
+    """An AnnData object asked as its file would be: by paths such as `obsm/spatial`."""
+
+    def __init__(self, adata: AnnData) -> None:
+        adata = adata.to_memory() if adata.isbacked else adata
+        raw = adata.raw
+        self._root: Mapping[str, Any] = {
+            "obs": adata.obs,
+            "var": adata.var,
+            "obsm": adata.obsm,
+            "layers": adata.layers,
+            "uns": adata.uns,
+            **({} if adata.X is None else {"X": adata.X}),
+            **({} if raw is None else {"raw": {"X": raw.X, "var": raw.var}}),
+        }
+
+    def get(self, path: str, default: Any = None) -> Any:
+        """What lies at `path`, `default` where nothing does."""
+        found: Any = self._root
+        for part in path.split("/"):
+            if not hasattr(found, "keys") or part not in found:
+                return default
+            found = found[part]
+        return found
+
+    def __contains__(self, path: str) -> bool:
+        return self.get(path) is not None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._root)
+
+    def __getitem__(self, path: str) -> Any:
+        if path not in self:
+            raise KeyError(path)
+        return self.get(path)
+
+
 def element(group: Any, path: str, what: str) -> Any:
     """Read one AnnData element, for instance `obsm/spatial`."""
+    if isinstance(group, InMemory):
+        return group[path]
     from anndata import OldFormatWarning
     from anndata.io import read_elem
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", OldFormatWarning)  # old files are read, not updated
+            require_plausible_arrays(group[path], f"{what}: {path}")
             return read_elem(group[path])
     except _UNREADABLE as error:
         raise SlideError(
@@ -152,7 +196,7 @@ def _places(obs: pd.DataFrame, notes: list[str]) -> NDArray[np.int32] | None:
         if not set(names) <= set(obs):
             continue
         values = obs[list(names)].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
-        whole = np.isfinite(values).all() and (values == np.floor(values)).all()
+        whole = ((np.abs(values) < 1 << 31) & (values == np.floor(values))).all()
         if whole and (names == _PLACES[0] or len(np.unique(values, axis=0)) == len(values)):
             return np.asarray(values, np.int32)
         notes.append(f"obs {names[0]} and {names[1]} are no places: left out")
@@ -163,7 +207,7 @@ def _expression(
     group: Any, what: str, all_obs: pd.DataFrame, rows: NDArray[np.intp], notes: list[str]
 ) -> tuple[sparse.csr_array | None, Genes | None, NDArray[np.float64] | None]:
     """Raw counts of the rows, their genes and library sizes; Nones without a matrix."""
-    name, matrix, var = _raw_matrix(group, what)
+    name, matrix, var = raw_matrix(group, what)
     if matrix is None or matrix.shape[1] == 0:
         return None, None, None
     n_spots = len(all_obs)
@@ -177,15 +221,15 @@ def _expression(
         notes.append(f"X does not hold raw counts: those of {name} are read")
     counts = raw_counts(matrix[rows], f"{what}: {name}")
     sums = np.asarray(counts.sum(axis=1), np.float64)
-    total = _library_sizes(all_obs.iloc[rows], sums, len(var), notes)
-    symbols, ensembl = _gene_names(var, notes)
+    total = library_sizes(all_obs.iloc[rows], sums, len(var), notes)
+    symbols, ensembl = gene_names(var, notes)
     counts, genes, merged = unify_genes(counts, symbols, ensembl)
     notes.extend(merged)
     return counts, genes, total
 
 
-def _raw_matrix(group: Any, what: str) -> tuple[str, sparse.csr_array | None, pd.DataFrame]:
-    """The first of X, layers['counts'], raw that holds raw counts."""
+def raw_matrix(group: Any, what: str) -> tuple[str, sparse.csr_array | None, pd.DataFrame]:
+    """The first of X, layers['counts'], raw that holds raw counts: its name, matrix, var."""
     problem = None
     for name, path, var in _candidates(group):
         matrix = _matrix(group, path, what)
@@ -217,13 +261,16 @@ def _candidates(group: Any) -> Iterator[tuple[str, str, str]]:
 def _matrix(group: Any, path: str, what: str) -> sparse.csr_array:
     """A stored matrix as CSR; a dense one is read in blocks of rows."""
     stored = group[path]
+    if sparse.issparse(stored):
+        return sparse.csr_array(stored)
     if not hasattr(stored, "dtype"):
         return sparse.csr_array(element(group, path, what))
+    require_plausible_arrays(stored, f"{what}: {path}")
     blocks = [sparse.csr_array(stored[i : i + 512]) for i in range(0, stored.shape[0], 512)]
     return sparse.vstack(blocks, format="csr") if blocks else sparse.csr_array(stored.shape)
 
 
-def _library_sizes(
+def library_sizes(
     obs: pd.DataFrame, sums: NDArray[np.float64], n_genes: int, notes: list[str]
 ) -> NDArray[np.float64]:
     """The library size that obs states when it can be one, else the sums over the genes."""
@@ -238,7 +285,7 @@ def _library_sizes(
     return sums
 
 
-def _gene_names(var: pd.DataFrame, notes: list[str]) -> tuple[list[Any], list[Any] | None]:
+def gene_names(var: pd.DataFrame, notes: list[str]) -> tuple[list[Any], list[Any] | None]:
     """Symbols and Ensembl ids of the columns."""
     index = list(var.index.astype(str))
     named = {str(column).lower(): column for column in reversed(var.columns)}

@@ -186,6 +186,12 @@ def _check_spots(slide: Slide, name: str) -> None:
             expected="x and y of every spot",
             found=f"{int(bad.sum())} spots, such as {str(slide.barcodes[bad][0])!r}",
         )
+    if spacing(slide.xy) == 0:
+        raise SlideError(
+            f"{name}: most spots have the coordinates of another",
+            expected="one spot per position",
+            fix="check the columns of x and y",
+        )
     if slide.places is not None:
         shared = n - len(np.unique(slide.places, axis=0))
         if shared:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import struct
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +17,7 @@ from st_align.io import h5ad, hest, spatialdata, stimage, visium
 from st_align.io.check import check_id, check_slide
 from st_align.io.patients import check_patients, read_patients, with_patient
 from st_align.io.refs import Found, ReadOptions, SlideRef
+from st_align.io.species import read_gene_map, rename_genes, require_human
 from st_align.io.tables import join_obs, read_table
 from st_align.slide import Slide
 
@@ -26,7 +29,10 @@ _READERS: Mapping[str, ModuleType] = {
     "h5ad": h5ad,
 }
 """In this order: the first that recognises a path reads it."""
-_FAILURES = (OSError, KeyError, ValueError, TypeError, IndexError, RuntimeError, EOFError)
+_FAILURES = (
+    OSError, KeyError, ValueError, TypeError, IndexError, RuntimeError, EOFError, AttributeError,
+    ArithmeticError, MemoryError, zlib.error, struct.error,
+)  # fmt: skip
 
 
 def find_slides(sources: Sequence[str | Path], options: ReadOptions | None = None) -> Found:
@@ -105,7 +111,7 @@ def _look(path: Path, pick: str | None, options: ReadOptions) -> Found:
         raise SlideError(f"{path} does not exist", expected="a slide or a folder of slides")
     reader = _reader(path, options)
     if reader is not None:
-        if pick is not None and reader in (h5ad, spatialdata):
+        if pick is not None and reader in (h5ad, spatialdata, visium):
             ref = reader.find_library(path, pick, options)
             return Found((ref,)) if ref is not None else reader.find(path, options)
         found: Found = reader.find(path, options)
@@ -234,6 +240,10 @@ def _read_validated(
         ) from error
     if obs is not None and options.obs is not None:
         slide = join_obs(slide, obs, options.obs)
+    if options.gene_map is not None:
+        slide = rename_genes(slide, read_gene_map(options.gene_map), options.gene_map)
+    elif not options.any_species:
+        require_human(slide)
     slide = with_patient(slide, patients, study=ref.format == "stimage")
     slide = check_slide(replace(slide, species=slide.species or options.species or ""))
     if slide.n_spots < options.min_spots:

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from st_align import hdf5
 from st_align.errors import SlideError
 from st_align.image import ArrayImage, ImageSource, open_image, rgb_array
 from st_align.io.anndata_table import element, read_obs, read_spots
@@ -38,7 +39,7 @@ def find(path: Path, options: ReadOptions) -> Found:
 def find_library(path: Path, library: str, options: ReadOptions) -> SlideRef | None:
     """One library of a file that holds several; its id is the library's."""
     with _opened(path) as file:
-        if library not in _libraries(file):
+        if library not in libraries(file):
             return None
     return _ref(path, library, library, options)
 
@@ -56,22 +57,39 @@ def _ref(path: Path, id: str, library: str | None, options: ReadOptions) -> Slid
 
 def _read(path: Path, id: str, library: str | None, options: ReadOptions) -> Slide:
     with _opened(path) as file:
-        obs = read_obs(file, str(path))
-        libraries = _libraries(file)
+        return read_library(file, path, id, library, options)
+
+
+def read_library(
+    group: Any,
+    path: Path,
+    id: str,
+    library: str | None,
+    options: ReadOptions,
+    *,
+    kept: NDArray[np.bool_] | None = None,
+    xy: NDArray[np.float64] | None = None,
+) -> Slide:
+    """One slide of an AnnData group; `kept` [N] are its rows and `xy` [N, 2] its coordinates
+    where the caller knows them.
+
+    `path` names the group in messages, and paths inside it are relative to its folder.
+    """
+    obs, found = read_obs(group, str(path)), libraries(group)
+    if library is None and len(found) > 1:
+        raise SlideError(
+            f"{path} holds {len(found)} slides",
+            expected="one library in uns['spatial']",
+            found=", ".join(found),
+            fix=f"pick one: {path}::{found[0]}",
+        )
+    if kept is None:
         kept = np.ones(len(obs), bool)
-        if library is None and len(libraries) > 1:
-            raise SlideError(
-                f"{path} holds {len(libraries)} slides",
-                expected="one library in uns['spatial']",
-                found=", ".join(libraries),
-                fix=f"pick one: {path}::{libraries[0]}",
-            )
-        if len(libraries) > 1:
-            kept = _rows_of(obs, str(library), libraries, path)
-        spots = read_spots(file, str(path), obs, kept)
-        library = library or next(iter(libraries), None)
-        image = None if options.no_image else _image(file, library, path, options.image)
-        licence = _licence(file, path)
+        if len(found) > 1:
+            kept = library_rows(obs, str(library), found, str(path))
+    spots = read_spots(group, str(path), obs, kept, xy)
+    library = library or next(iter(found), None)
+    image = None if options.no_image else _image(group, library, path, options.image)
     technology, reasons = spots.technology(options.tech)
     return Slide(
         id=id,
@@ -87,17 +105,15 @@ def _read(path: Path, id: str, library: str | None, options: ReadOptions) -> Sli
         obs=spots.obs,
         patient=id,
         patient_origin="slide",
-        licence=licence,
+        licence=_licence(group, path),
         warnings=(*spots.warnings, *reasons),
     )
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    import h5py
-
     try:
-        file = h5py.File(path, "r")
+        file = hdf5.open_file(path)
     except OSError as error:
         raise SlideError(
             f"{path} is truncated or not an h5ad file",
@@ -109,7 +125,7 @@ def _opened(path: Path) -> Iterator[Any]:
         yield file
 
 
-def _libraries(file: Any) -> list[str]:
+def libraries(file: Any) -> list[str]:
     """Library ids of uns['spatial'], sorted."""
     spatial = file.get("uns/spatial")
     if not hasattr(spatial, "items"):
@@ -121,15 +137,15 @@ def _libraries(file: Any) -> list[str]:
     )
 
 
-def _licence(file: Any, path: Path) -> str:
+def _licence(group: Any, path: Path) -> str:
     """What the file says in uns['licence'], in either spelling."""
-    said = next((key for name in _LICENCE if (key := f"uns/{name}") in file), None)
-    found = "" if said is None else element(file, said, str(path))
+    said = next((key for name in _LICENCE if (key := f"uns/{name}") in group), None)
+    found = "" if said is None else element(group, said, str(path))
     return found.strip() if isinstance(found, str) else ""
 
 
-def _rows_of(
-    obs: pd.DataFrame, library: str, libraries: list[str], path: Path
+def library_rows(
+    obs: pd.DataFrame, library: str, libraries: list[str], path: str
 ) -> NDArray[np.bool_]:
     """Spots of one library: those that a column with the libraries' names gives to it."""
     for column in sorted(obs, key=lambda name: name not in _LIBRARY_COLUMNS):
@@ -159,14 +175,29 @@ def _image(file: Any, library: str | None, path: Path, given: Path | None) -> Im
                 scale = image_scale(element(file, key, str(path)), f"{path}: {key}")
             stored = element(file, f"{at}/images/{name}", str(path))
             if isinstance(stored, str):
-                return open_image(path.parent / stored, scale)
+                return open_image(_beside(path, stored), scale)
             return ArrayImage(rgb_array(np.asarray(stored)), scale)
     named = f"{at}/metadata/source_image_path"
     if named in file:
-        return open_image(path.parent / str(element(file, named, str(path))))
+        return open_image(_beside(path, str(element(file, named, str(path)))))
     raise SlideError(
         f"{path} holds no image for {library!r}",
         expected="images hires or lowres, or a metadata source_image_path",
         found=", ".join(images) or "none",
         fix=_NO_IMAGE,
     )
+
+
+def _beside(path: Path, named: str) -> Path:
+    """The image that a file names, in the file's own folder or below: one that somebody else wrote
+    does not choose what is read elsewhere.
+    """
+    image = path.parent / named
+    if not image.resolve().is_relative_to(path.parent.resolve()):
+        raise SlideError(
+            f"{path} names an image outside its folder",
+            expected=f"an image below {path.parent}",
+            found=named,
+            fix=_NO_IMAGE,
+        )
+    return image

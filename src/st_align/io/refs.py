@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pandas as pd
 
@@ -16,7 +16,7 @@ from st_align.errors import ConfigError, nearest
 from st_align.slide import Slide, Technology
 
 FORMATS = ("auto", "visium", "stimage", "hest", "h5ad", "spatialdata")
-TECHNOLOGIES: tuple[Technology, ...] = ("Visium", "ST")
+TECHNOLOGIES: tuple[Technology, ...] = get_args(Technology)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +39,10 @@ class ReadOptions:
     technology: str | None = None
     """One of `TECHNOLOGIES`; also narrows an STimage root to one of its folders."""
     min_spots: int = 0
+    gene_map: Path | None = None
+    """CSV with the columns from, to: genes are renamed, those not in it left out."""
+    any_species: bool = True
+    """Otherwise a slide whose genes are not human ones is an error."""
 
     def __post_init__(self) -> None:
         if self.format not in FORMATS:

@@ -8,7 +8,7 @@ to a coordinate system that they share.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 from st_align import raster
 from st_align.errors import SlideError
 from st_align.image import ArrayImage, ImageSource, open_image, rgb_array
+from st_align.inflation import require_plausible_arrays, require_plausible_parquet
 from st_align.io.anndata_table import element, read_obs, read_spots
+from st_align.io.check import check_id
 from st_align.io.refs import Found, ReadOptions, SlideRef
 from st_align.raster import Level, TiledImage
 from st_align.slide import Slide
@@ -137,13 +139,14 @@ def _table(store: Any, path: Path) -> Any:
 
 def _regions(table: Any, path: Path) -> list[str]:
     region = element(table, "uns/spatialdata_attrs", str(path))["region"]
-    return sorted(map(str, np.atleast_1d(region)))
+    return sorted(check_id(str(name), path) for name in np.atleast_1d(region))
 
 
 def _centres(path: Path, region: str, instances: pd.Series) -> NDArray[np.float64]:
     """[N, 2] points of a shapes element, in the order of the table's instances."""
     file = path / "shapes" / region / "shapes.parquet"
     try:
+        require_plausible_parquet(file)
         shapes = pd.read_parquet(file)
         rows = shapes.index.get_indexer(pd.Index(instances))
         encoded = [shapes["geometry"].iloc[row] for row in rows if row >= 0]
@@ -212,21 +215,35 @@ def _scales(transformations: list[dict[str, Any]]) -> dict[str, float]:
 
 def _open_element(group: Any, scale: float, what: str) -> ImageSource:
     """An image element [channels, H, W] of one or several levels."""
-    levels = [group[entry["path"]] for entry in _multiscale(group)["datasets"]]
+    return open_levels(
+        [group[entry["path"]] for entry in _multiscale(group)["datasets"]], scale, what
+    )
+
+
+def open_levels(levels: Sequence[Any], scale: float, what: str) -> ImageSource:
+    """An image of arrays [channels, H, W], the finest first: zarr's, or dask's in memory."""
     finest = levels[0]
     if finest.ndim != 3:
         raise SlideError(f"{what} is not c, y, x", found=f"shape {finest.shape}")
 
     def read(array: Any, rows: slice = slice(None), cols: slice = slice(None)) -> NDArray[Any]:
         try:
-            return np.moveaxis(array[:, rows, cols], 0, -1)
+            return np.moveaxis(np.asarray(array[:, rows, cols]), 0, -1)
         except _UNREADABLE as error:
             raise SlideError(f"{what} is damaged", found=str(error)) from error
 
     if finest.nbytes <= raster.WHOLE_BYTES:
+        if hasattr(finest, "nbytes_stored"):  # dask arrays are in memory, or lead to such files
+            require_plausible_arrays(finest, what)
         return ArrayImage(rgb_array(read(finest)), scale)
     height, width = finest.shape[1:]
-    rows, cols = finest.chunks[1:]
+    rows, cols = (np.max(side).item() for side in finest.chunks[1:])
+    if finest.shape[0] * rows * cols * finest.dtype.itemsize > raster.WHOLE_BYTES:
+        raise SlideError(
+            f"{what} cannot be read by region",
+            expected="chunks of a few thousand px",
+            found=f"{rows} x {cols} px",
+        )
     return TiledImage(
         (height, width),
         scale,

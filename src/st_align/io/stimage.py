@@ -180,7 +180,8 @@ def _read(source: _Source, folder: Path, options: ReadOptions) -> Slide:
     if len(barcodes) < len(spots):
         warnings.append(f"{len(spots) - len(barcodes)} spots have no counts: left out")
     xy = coordinates[["xaxis", "yaxis"]].to_numpy(np.float64)[rows]
-    fill = 2 * float(coordinates["r"].median()) / spacing(xy)
+    pitch = spacing(xy)
+    fill = 2 * float(coordinates["r"].median()) / pitch if pitch > 0 else float("nan")
     if not 0.25 <= fill <= 1:  # half a pitch for ST, about two thirds for Visium
         warnings.append(f"the stated radius makes spots {fill:.2f} pitches wide: not used")
     if technology is None:

@@ -11,6 +11,10 @@ from numpy.typing import NDArray
 from st_align.slide import Technology
 
 _VISIUM_BARCODE = re.compile(r"(?<![A-Za-z])[ACGT]{16}(?![A-Za-z])")
+_HD_BARCODE: dict[Technology, re.Pattern[str]] = {
+    "VisiumHD-16um": re.compile(r"^s_016um_\d+_\d+"),
+    "VisiumHD-8um": re.compile(r"^s_008um_\d+_\d+"),
+}
 _ST_NAME = re.compile(r"(?:^|_)(\d+(?:\.\d+)?)x(\d+(?:\.\d+)?)$")
 
 
@@ -19,6 +23,7 @@ def from_barcodes(barcodes: Sequence[str] | NDArray[np.str_]) -> tuple[Technolog
     forms: list[tuple[Technology, re.Pattern[str], str]] = [
         ("Visium", _VISIUM_BARCODE, "barcodes of 16 bases"),
         ("ST", _ST_NAME, "spots named COLxROW"),
+        *((name, form, "barcodes of bins") for name, form in _HD_BARCODE.items()),
     ]
     for technology, form, reason in forms:
         if sum(form.search(str(b)) is not None for b in barcodes) >= 0.9 * max(1, len(barcodes)):
@@ -65,7 +70,7 @@ def st_places(barcodes: NDArray[np.str_], xy: NDArray[np.float64]) -> NDArray[np
     when spots would share a place or names hold no numbers.
     """
     numbers = st_names(barcodes)
-    if numbers is None:
+    if numbers is None or numbers.max() >= 1 << 31:
         return None
     first_is_column = _corr(numbers[:, 0], xy[:, 0]) + _corr(numbers[:, 1], xy[:, 1]) >= _corr(
         numbers[:, 0], xy[:, 1]

@@ -1,9 +1,14 @@
-"""Space Ranger output, versions 1 to 4: `outs`, its parent, or spatial/ beside a matrix."""
+"""Space Ranger output, versions 1 to 4: `outs`, its parent, or spatial/ beside a matrix.
+
+Of Visium HD the bins of 16 um are read, those of 8 um where they are asked for by name (`PATH::ID`)
+or by their own folder.
+"""
 
 from __future__ import annotations
 
 import functools
 import json
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +18,18 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import sparse
 
+from st_align import hdf5
 from st_align.errors import SlideError, require_file
 from st_align.expression import unify_genes
 from st_align.image import ImageSource, open_image
+from st_align.inflation import (
+    require_plausible_arrays,
+    require_plausible_parquet,
+    require_plausible_text,
+)
 from st_align.io.check import image_scale, match_barcodes, raw_counts
 from st_align.io.refs import Found, ReadOptions, SlideRef
-from st_align.slide import Slide
+from st_align.slide import Slide, Technology
 
 LOOKS_FOR = "Space Ranger: a folder (or its outs/) with spatial/ and filtered_feature_bc_matrix"
 POSITIONS = ("tissue_positions.csv", "tissue_positions_list.csv", "tissue_positions.parquet")
@@ -30,6 +41,11 @@ _COLUMNS = [
     "pxl_row_in_fullres",
     "pxl_col_in_fullres",
 ]
+_BINS: dict[str, Technology] = {
+    "square_016um": "VisiumHD-16um",
+    "square_008um": "VisiumHD-8um",
+}
+"""In this order: larger bins hold more molecules each."""
 _FACTORS = "scalefactors_json.json"
 _MATRIX = "filtered_feature_bc_matrix"
 _SIZES = ("hires", "lowres")
@@ -40,7 +56,7 @@ _SPECIES = {"GRCh": "human", "hg": "human", "GRCm": "mouse", "mm": "mouse"}
 def recognise(path: Path) -> str | None:
     """Why `path` is Space Ranger output; None when it isn't."""
     folder = _outs(path)
-    if _high_definition(folder):
+    if _binned(folder) is not None:
         return "binned_outputs/ of Visium HD"
     spatial = folder / "spatial"
     if any((spatial / name).is_file() for name in POSITIONS) or (
@@ -51,17 +67,37 @@ def recognise(path: Path) -> str | None:
 
 
 def find(path: Path, options: ReadOptions) -> Found:
-    """The one slide of a Space Ranger folder; its id is the name of the sample's folder."""
+    """The one slide of a Space Ranger folder; its id is the name of the sample's folder, and the
+    size of the bins of Visium HD.
+    """
     folder = _outs(path)
-    if _high_definition(folder):
-        raise SlideError(
-            f"{path} is Visium HD, which is not supported",
-            expected="Visium v1 or v2 (spots of 55 um)",
-            found="binned_outputs/ or square_*um/",
-        )
-    named = folder.resolve()
-    id = named.parent.name if named.name == "outs" else named.name
-    ref = SlideRef(
+    binned = _binned(folder)
+    if binned is None:
+        return Found((_ref(folder, path, options),))
+    for name in _BINS:
+        if (binned / name).is_dir():
+            return Found((_ref(binned / name, path, options),))
+    raise SlideError(
+        f"{path} holds no bins of Visium HD that can be read",
+        expected=" or ".join(_BINS),
+        found=", ".join(sorted(child.name for child in binned.iterdir())) or "nothing",
+        fix="run Space Ranger with --custom-bin-size=16, or use its bins of 8 um",
+    )
+
+
+def find_library(path: Path, library: str, options: ReadOptions) -> SlideRef | None:
+    """Bins of one size of a Visium HD folder, by their id; None where there are none."""
+    binned = _binned(_outs(path))
+    for name in _BINS if binned is not None else ():
+        folder = binned / name if binned is not None else path
+        if folder.is_dir() and _id(folder) == library:
+            return _ref(folder, path, options)
+    return None
+
+
+def _ref(folder: Path, path: Path, options: ReadOptions) -> SlideRef:
+    id = _id(folder)
+    return SlideRef(
         id,
         "visium",
         path.parent if path.name == "outs" else path,
@@ -69,7 +105,15 @@ def find(path: Path, options: ReadOptions) -> Found:
         why=recognise(path) or "",
         files=_files(folder),
     )
-    return Found((ref,))
+
+
+def _id(folder: Path) -> str:
+    """The name of the sample's folder, with the size of the bins of Visium HD."""
+    named = folder.resolve()
+    bins = f"_{named.name.removeprefix('square_')}" if named.name in _BINS else ""
+    if bins:
+        named = named.parent.parent if named.parent.name == "binned_outputs" else named.parent
+    return (named.parent.name if named.name == "outs" else named.name) + bins
 
 
 def _files(folder: Path) -> tuple[Path, ...]:
@@ -84,8 +128,12 @@ def _outs(path: Path) -> Path:
     return outs if outs.is_dir() and not (path / "spatial").is_dir() else path
 
 
-def _high_definition(folder: Path) -> bool:
-    return (folder / "binned_outputs").is_dir() or any(folder.glob("square_*um"))
+def _binned(folder: Path) -> Path | None:
+    """The folder that holds those of the bins of Visium HD; None for other folders."""
+    binned = folder / "binned_outputs"
+    if binned.is_dir():
+        return binned
+    return folder if any(folder.glob("square_*um")) else None
 
 
 def _matrix(folder: Path) -> Path | None:
@@ -121,7 +169,7 @@ def _read(folder: Path, id: str, options: ReadOptions) -> Slide:
     barcodes = slide_spots["barcode"].to_numpy(str)
     return Slide(
         id=id,
-        technology="Visium",
+        technology=_BINS.get(folder.resolve().name, "Visium"),
         source=str(folder),
         barcodes=barcodes,
         xy=slide_spots[["pxl_col_in_fullres", "pxl_row_in_fullres"]].to_numpy(np.float64),
@@ -172,6 +220,7 @@ def _read_positions(spatial: Path) -> pd.DataFrame:
         raise SlideError(f"no positions in {spatial}", expected=" or ".join(POSITIONS))
     try:
         if path.suffix == ".parquet":
+            require_plausible_parquet(path)
             table = pd.read_parquet(path)
         else:
             with path.open(encoding="utf-8-sig") as file:
@@ -188,7 +237,7 @@ def _read_positions(spatial: Path) -> pd.DataFrame:
             found=str(error),
         ) from error
     places = table[_COLUMNS[1:4]].to_numpy()
-    if not (np.isfinite(places) & (places == np.floor(places))).all():
+    if not ((np.abs(places) < 1 << 31) & (places == np.floor(places))).all():
         raise SlideError(
             f"{path}: in_tissue, array_row and array_col are not whole numbers",
             fix="order of the columns: " + ", ".join(_COLUMNS),
@@ -240,10 +289,8 @@ def read_matrix(path: Path) -> Matrix10x:
 
 
 def _read_h5(path: Path) -> tuple[NDArray[np.str_], sparse.csr_array, pd.DataFrame]:
-    import h5py
-
     try:
-        with h5py.File(path, "r") as file:
+        with hdf5.open_file(path) as file:
             groups = [name for name in file if {"barcodes", "indptr"} <= set(_members(file[name]))]
             if len(groups) != 1:
                 raise SlideError(
@@ -252,6 +299,7 @@ def _read_h5(path: Path) -> tuple[NDArray[np.str_], sparse.csr_array, pd.DataFra
                     found=", ".join(file) or "an empty file",
                 )
             group = file[groups[0]]
+            require_plausible_arrays(group, f"{path}: {groups[0]}")
             barcodes = group["barcodes"].asstr()[:]
             n_features = int(group["shape"][0])
             # Columns of the stored CSC matrix are spots: the same arrays are its transpose's CSR.
@@ -295,11 +343,13 @@ def _read_mtx(folder: Path) -> tuple[NDArray[np.str_], sparse.csr_array, pd.Data
     feature_file = require_file(part("features.tsv", "genes.tsv"), "features of the matrix")
     options: dict[str, Any] = {"sep": "\t", "header": None, "dtype": str, "keep_default_na": False}
     try:
+        sizes = [require_plausible_text(file) for file in (matrix, barcode_file, feature_file)]
         barcodes = pd.read_csv(barcode_file, **options)[0].to_numpy(str)
         table = pd.read_csv(feature_file, **options)
+        _require_header(matrix, (len(table), len(barcodes)), sizes[0])
         counts = sparse.csr_array(mmread(matrix).T)
         features = pd.DataFrame({"id": table[0], "name": table[1], "genome": ""})
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zlib.error) as error:
         raise SlideError(
             f"{folder} is damaged",
             expected="matrix.mtx, barcodes.tsv, features.tsv (.gz)",
@@ -307,3 +357,20 @@ def _read_mtx(folder: Path) -> tuple[NDArray[np.str_], sparse.csr_array, pd.Data
         ) from error
     features["type"] = table.get(2, "Gene Expression")
     return barcodes, counts, features
+
+
+def _require_header(path: Path, expected: tuple[int, int], size: int) -> None:
+    """What a matrix.mtx says of its size, before it is allocated: rows, columns, entries. A line
+    of an entry has 4 bytes at least.
+    """
+    from scipy.io import mminfo
+
+    rows, columns, entries = mminfo(path)[:3]
+    if (rows, columns) != expected:
+        raise SlideError(
+            f"{path.parent} is inconsistent",
+            expected=f"{expected[1]} barcodes x {expected[0]} features",
+            found=f"a matrix of {columns} x {rows}",
+        )
+    if 4 * entries > size:
+        raise SlideError(f"{path} is truncated", found=f"{size:,} bytes for {entries:,} entries")

@@ -12,12 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-from st_align import figures, keys, store
-from st_align.errors import SlideError
-from st_align.expression import log_normalise
-from st_align.image import rgb_array
+from st_align import figures, keys, shown, store
 from st_align.provenance import licence_words
 from st_align.report import tables
 
@@ -25,12 +21,11 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 SHOWN_GENES = 6
-_SPOT_PER_PITCH = 0.55
-"""Where the file does not give the spots' size: that of Visium."""
 _METHODS = {
     "gmm": "a Gaussian mixture",
     "kmeans": "k-means",
     "consensus": "a consensus of mixtures",
+    "joint": "one Gaussian mixture over all its slides",
 }
 _BARS_UM = (100, 200, 500, 1000, 2000, 5000)
 
@@ -40,8 +35,8 @@ def slide_section(path: Path, *, label_key: str | None = None) -> dict[str, Any]
     adata = store.read_h5ad(path)
     with store.naming(path):
         notes = store.notes(adata)
-        view = slide_view(adata)
-        domains = _mapping(notes.get("domains"))
+        view = shown.slide_view(adata)
+        domains = shown.mapping(notes.get("domains"))
         label_key = label_key or domains.get("label_key")
         return {
             "id": str(notes.get("slide", path.stem)),
@@ -49,40 +44,9 @@ def slide_section(path: Path, *, label_key: str | None = None) -> dict[str, Any]
             "warnings": list(notes.get("warnings") or []),
             "maps": _maps(adata, view, notes, label_key),
             "domain_note": _domain_note(domains, label_key),
-            "provenance": tables.flat(_mapping(notes.get("provenance"))),
+            "provenance": tables.flat(shown.mapping(notes.get("provenance"))),
             **_genes(adata, view),
         }
-
-
-def slide_view(adata: AnnData) -> figures.SlideView:
-    """Coordinates, spot size and image of an AnnData in the convention of scanpy and squidpy; what
-    lies in `uns['spatial']` in another form is no image.
-    """
-    xy = store.coordinates(adata)
-    library = _mapping(next(iter(_mapping(adata.uns.get(keys.SPATIAL)).values()), None))
-    factors, images = _mapping(library.get("scalefactors")), _mapping(library.get("images"))
-    diameter = float(factors.get("spot_diameter_fullres") or _SPOT_PER_PITCH * _pitch(xy))
-    for name in ("hires", "lowres"):
-        image, scale = np.asarray(images.get(name)), factors.get(f"tissue_{name}_scalef")
-        if image.ndim == 3 and scale:
-            return figures.SlideView(
-                xy=xy, diameter=diameter, image=rgb_array(image), scale=float(scale)
-            )
-    return figures.SlideView(xy=xy, diameter=diameter)
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    """`value` where it is a mapping: files of other tools and edited ones hold anything."""
-    return value if isinstance(value, Mapping) else {}
-
-
-def _pitch(xy: NDArray[np.float64]) -> float:
-    """Median distance to the nearest other spot."""
-    from scipy.spatial import cKDTree
-
-    if len(xy) < 2:
-        return 1.0
-    return float(np.median(cKDTree(xy).query(xy, k=2)[0][:, 1]))
 
 
 def _facts(adata: AnnData, notes: dict[str, Any]) -> dict[str, str]:
@@ -116,9 +80,9 @@ def _maps(
         bar = _scale_bar(view, notes.get("um_per_px"))
         uri = figures.histology(view)
         maps.append({"title": "Histology", "note": "", "uri": uri, "bar": bar, "legend": []})
-    labels = _groups(adata.obs, label_key) if label_key else None
+    labels = shown.groups(adata.obs, label_key) if label_key else None
     if keys.DOMAIN in adata.obs:
-        groups = _groups(adata.obs, keys.DOMAIN)
+        groups = shown.groups(adata.obs, keys.DOMAIN)
         colors = figures.matched_colors(groups, labels)
         note = "colours matched to the labels" if labels else ""
         maps.append(_group_map("Domains", note, view, groups, colors))
@@ -143,18 +107,6 @@ def _group_map(
     return {"title": title, "note": note, "uri": uri, "bar": None, "legend": legend}
 
 
-def _groups(obs: pd.DataFrame, key: str) -> list[str]:
-    """[N] names; '' where unlabelled. A column that is not there is a SlideError."""
-    if key not in obs:
-        raise SlideError(
-            f"no column {key!r} in obs",
-            expected="a column with labels",
-            found=f"columns: {', '.join(map(str, obs.columns)) or 'none'}",
-        )
-    names = obs[key].astype(object).where(obs[key].notna(), "").astype(str)
-    return ["" if name.strip().lower() in keys.UNLABELLED else name for name in names]
-
-
 def _scale_bar(view: figures.SlideView, um_per_px: float | None) -> dict[str, Any] | None:
     if not um_per_px:
         return None
@@ -166,7 +118,7 @@ def _scale_bar(view: figures.SlideView, um_per_px: float | None) -> dict[str, An
 
 
 def _domain_note(domains: Mapping[str, Any], label_key: str | None) -> str:
-    if not domains:
+    if not {"method", "use", "n_domains"} <= set(domains):
         return ""
     method = _METHODS.get(domains["method"], domains["method"])
     said = f"{domains['n_domains']} domains by {method} of the {domains['use']} embedding."
@@ -182,8 +134,8 @@ def _genes(adata: AnnData, view: figures.SlideView) -> dict[str, Any]:
     """Maps of up to six genes and a table of all."""
     if keys.PREDICTED not in adata.obsm:
         return {"genes": [], "gene_note": "", "gene_table": None}
-    predicted = pd.DataFrame(adata.obsm[keys.PREDICTED])
-    measured = _measured(adata, predicted.columns)
+    predicted = shown.predicted(adata)
+    measured = shown.measured(adata, list(predicted.columns))
     table = _agreement(predicted, measured)
     names, choice = _choose(table)
     note = f"The predictor saw the image only; values are log1p of counts per 10,000. {choice}"
@@ -194,18 +146,6 @@ def _genes(adata: AnnData, view: figures.SlideView) -> dict[str, Any]:
         "gene_note": note,
         "gene_table": tables.plain_table(table.reset_index()) if len(measured.columns) else None,
     }
-
-
-def _measured(adata: AnnData, genes: pd.Index) -> pd.DataFrame:
-    """log1p CP10k [N, those of `genes` that were measured]; NaN where a spot has no counts."""
-    shared = [gene for gene in genes if gene in adata.var_names]
-    if not shared or keys.TOTAL_UMI not in adata.obs:
-        return pd.DataFrame(index=adata.obs_names)
-    total = adata.obs[keys.TOTAL_UMI].to_numpy(np.float64)
-    matrix, valid = log_normalise(adata[:, shared].X, total)
-    values = matrix.toarray().astype(np.float64)
-    values[~valid] = np.nan
-    return pd.DataFrame(values, index=adata.obs_names, columns=shared)
 
 
 def _agreement(predicted: pd.DataFrame, measured: pd.DataFrame) -> pd.DataFrame:
