@@ -30,6 +30,8 @@ myst_heading_anchors = 3
 
 # Docstrings are written with single backticks for code and Google's section names.
 default_role = "code"
+# `STAlign` in a signature: the network, and the class that users load, which has its name.
+suppress_warnings = ["ref.python"]
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 python_use_unqualified_type_names = True
@@ -86,7 +88,8 @@ def _display(self: Any, node: nodes.Element) -> None:
 
 def _as_rst(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """Docstrings are plain text: sketches in them become literal blocks, bars stay bars."""
-    text: list[str] = []
+    # A blank first line keeps napoleon from taking "[N] by run: ..." for a type.
+    text: list[str] = [""] if what == "attribute" else []
     sketch = False
     for i, line in enumerate(lines):
         before = lines[i - 1] if i else ""
