@@ -16,7 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from st_align.batch import Role
@@ -32,6 +34,7 @@ from st_align.files import (
     write_json,
     write_tensors,
 )
+from st_align.linear import LINEAR_USES, LinearAxes
 from st_align.model import FrozenShape, STAlign
 from st_align.provenance import model_card
 from st_align.readout import Readouts
@@ -141,9 +144,29 @@ def save_model(folder: Path, model: STAlign, provenance: Mapping[str, Any]) -> N
 
 
 def save_readouts(folder: Path, readouts: Readouts) -> None:
-    """Write the axes of every use."""
-    axes = {str(use): torch.from_numpy(values.copy()) for use, values in readouts.axes.items()}
-    write_tensors(folder / READOUT, axes)
+    """Write the axes of every use, and the reference."""
+    values: dict[str, NDArray[Any]] = {str(use): axes for use, axes in readouts.axes.items()}
+    for use, linear in readouts.linear.items():
+        values |= {f"{use}.axes": linear.axes, f"{use}.variances": linear.variances}
+        values[f"{use}.noise"] = np.float64(linear.noise).reshape(1)
+    values |= {f"{use}.reference": rows for use, rows in readouts.reference.items()}
+    write_tensors(folder / READOUT, {k: torch.from_numpy(v.copy()) for k, v in values.items()})
+
+
+def _load_readouts(folder: Path) -> Readouts:
+    stored = {name: values.numpy() for name, values in read_tensors(folder / READOUT).items()}
+    linear = {
+        use: LinearAxes(
+            axes=stored[f"{use}.axes"],
+            variances=stored[f"{use}.variances"],
+            noise=float(stored[f"{use}.noise"][0]),
+        )
+        for use in LINEAR_USES
+        if f"{use}.axes" in stored
+    }
+    end = ".reference"
+    reference = {k.removesuffix(end): v for k, v in stored.items() if k.endswith(end)}
+    return Readouts({use: stored[use] for use in get_args(Use) if use in stored}, linear, reference)
 
 
 def is_run(path: Path) -> bool:
@@ -174,9 +197,7 @@ def load_run(name: str | Path) -> Run:
     )
     if not run.finished:
         return run
-    stored = read_tensors(folder / READOUT)
-    axes = {use: stored[use].numpy() for use in get_args(Use) if use in stored}
-    return dataclasses.replace(run, readouts=Readouts(axes))
+    return dataclasses.replace(run, readouts=_load_readouts(folder))
 
 
 def resolve_model(name: str | Path) -> Path:

@@ -8,19 +8,23 @@ Shape letters: N spots, D axes of the embedding, C domains, K neighbours.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from st_align.agreement import View, agreed_mixture
 from st_align.errors import ConfigError, SlideError, nearest
-
-Floats = NDArray[np.float64]
-Labels = NDArray[np.int64]
+from st_align.mixture import (
+    SPOTS_PER_AXIS,
+    Floats,
+    Labels,
+    kmeans_partition,
+    one_thread,
+    solutions,
+)
 
 MAX_AUTO = 15
 """The most domains that `auto` finds."""
@@ -32,13 +36,6 @@ _TAIL = 0.6
 """From this share of the sweep on, components outnumber the domains."""
 _PENALTY = 3.0
 """In units of the slope; theory says 2, which finds two domains too many on brain and breast."""
-_FIT_SPOTS = 20_000
-"""Starts are tried on at most so many spots; the best goes on over all."""
-_MAX_ITER = 500
-_TOLERANCE = 1e-5
-"""EM ends when the mean log-likelihood of a spot grows by less."""
-_RIDGE = 1e-6
-_SPOTS_PER_AXIS = 10
 
 
 class Clustering(NamedTuple):
@@ -86,6 +83,7 @@ def assign_domains(
     seed: int = 0,
     neighbors: NDArray[np.integer[Any]] | None = None,
     refine: bool = True,
+    views: Sequence[View] = (),
 ) -> Domains:
     """Cluster an embedding `x` [N, D] into `n_domains`, `runs` times with new random starts.
 
@@ -97,6 +95,8 @@ def assign_domains(
         seed: of all that is drawn by chance; run i does not depend on how many follow.
         neighbors: [N, K+1] rows of each spot's ring, self first, -1 fills.
         refine: smooth over `neighbors`; without these labels stay as they are.
+        views: embeddings of the same spots that "consensus" fits its members on; `x` by default.
+            Then `x` decides only how many domains there are.
 
     Raises:
         ConfigError: unknown method, `n_domains` or `runs` out of range.
@@ -109,7 +109,9 @@ def assign_domains(
     if runs < 1:
         raise ConfigError("the number of runs is out of range", expected=">= 1", found=str(runs))
     count = choose_n_domains(x, seed=seed) if n_domains == "auto" else _count(n_domains, x)
-    found = [METHODS[method](x, count, np.random.default_rng((seed, run))) for run in range(runs)]
+    seen = _checked_views(views, len(x)) if method == "consensus" and views else [View(x)]
+    rngs = [np.random.default_rng((seed, run)) for run in range(runs)]
+    found = [METHODS[method](seen, count, rng) for rng in rngs]
     unrefined = tuple(_by_size(clustering.labels) for clustering in found)
     smooth = None
     if neighbors is not None:
@@ -138,7 +140,7 @@ def choose_n_domains(x: NDArray[np.floating[Any]], *, seed: int = 0) -> int:
     rng = np.random.default_rng((seed, _SWEEP))
     if len(x) > _SWEEP_SPOTS:
         x = x[np.sort(rng.choice(len(x), _SWEEP_SPOTS, replace=False))]
-    last = min(_SWEEP, len(np.unique(x, axis=0)), max(2, len(x) // _SPOTS_PER_AXIS))
+    last = min(_SWEEP, len(np.unique(x, axis=0)), max(2, len(x) // SPOTS_PER_AXIS))
     counts = np.arange(1, last + 1)
     fits = np.array([gaussian_mixture(x, int(c), rng, starts=_SWEEP_STARTS).fit for c in counts])
     tail = counts >= _TAIL * last
@@ -175,142 +177,42 @@ def gaussian_mixture(
     alone misses the best optimum on some slides. The model itself does not change when `x` is
     rotated or rescaled. `fit` is the mean log-likelihood of whitened spots.
     """
-    best = max(_solutions(x, n_domains, rng, starts), key=lambda solution: solution.rank)
+    best = max(solutions(x, n_domains, rng, starts), key=lambda solution: solution.rank)
     return Clustering(best.posterior.argmax(axis=1), best.loglik)
 
 
-def consensus(x: Floats, n_domains: int, rng: np.random.Generator) -> Clustering:
-    """Posteriors of the better half of a mixture's starts, matched to the best one and averaged.
-
-    `fit` is that of the best start.
+def consensus(views: Sequence[View], n_domains: int, rng: np.random.Generator) -> Clustering:
+    """The partition that many mixtures agree on (`agreement`), fitted on all `views`; `fit` is
+    its agreement.
     """
-    from scipy.optimize import linear_sum_assignment
-
-    found = sorted(_solutions(x, n_domains, rng, _STARTS), key=lambda s: s.rank, reverse=True)
-    best, total = found[0], np.zeros_like(found[0].posterior)
-    for solution in found[: _STARTS // 2]:
-        overlap = best.posterior.T @ solution.posterior
-        total += solution.posterior[:, linear_sum_assignment(overlap, maximize=True)[1]]
-    return Clustering(total.argmax(axis=1), best.loglik)
+    return Clustering(*agreed_mixture(views, n_domains, rng))
 
 
 def kmeans(x: Floats, n_domains: int, rng: np.random.Generator) -> Clustering:
     """k-means on `x` as it is, the best of several starts; `fit` is minus the inertia."""
-    with _one_thread(len(x)):
-        found = [_kmeans(x, n_domains, rng) for _ in range(_STARTS)]
-    return max(found, key=lambda clustering: clustering.fit)
+    with one_thread(len(x)):
+        found = [kmeans_partition(x, n_domains, rng) for _ in range(_STARTS)]
+    labels, inertia = min(found, key=lambda partition: partition[1])
+    return Clustering(labels, -inertia)
 
 
-METHODS: dict[str, Callable[[Floats, int, np.random.Generator], Clustering]] = {
-    "gmm": gaussian_mixture,
-    "kmeans": kmeans,
+METHODS: dict[str, Callable[[Sequence[View], int, np.random.Generator], Clustering]] = {
     "consensus": consensus,
+    "gmm": lambda views, n_domains, rng: gaussian_mixture(views[0].x, n_domains, rng),
+    "kmeans": lambda views, n_domains, rng: kmeans(views[0].x, n_domains, rng),
 }
+"""Only `consensus` looks at more than the first view."""
 
 
-class _Solution(NamedTuple):
-    loglik: float
-    posterior: Floats
-    """[N, C]"""
-
-    @property
-    def rank(self) -> tuple[int, float]:
-        """Solutions in which every component has a spot come first."""
-        return len(np.unique(self.posterior.argmax(axis=1))), self.loglik
-
-
-def _solutions(
-    x: Floats, n_domains: int, rng: np.random.Generator, starts: int
-) -> Sequence[_Solution]:
-    """A converged mixture per start; only the best where the spots are too many for all."""
-    white = _whitened(x)
-    if len(x) > _FIT_SPOTS:
-        rows = np.sort(rng.choice(len(x), _FIT_SPOTS, replace=False))
-        found = _solutions_of(x[rows], white[rows], n_domains, rng, starts)
-        best = max(found, key=lambda solution: solution.rank)
-        first = _expectation_maximisation(white[rows], best.posterior, of=white, iterations=1)
-        return [_expectation_maximisation(white, first.posterior)]
-    with _one_thread(len(x)):
-        return _solutions_of(x, white, n_domains, rng, starts)
-
-
-def _solutions_of(
-    x: Floats, white: Floats, n_domains: int, rng: np.random.Generator, starts: int
-) -> list[_Solution]:
-    found = []
-    for start in range(starts if n_domains > 1 else 1):
-        labels = _kmeans(white if start % 2 else x, n_domains, rng).labels
-        found.append(_expectation_maximisation(white, np.eye(n_domains)[labels]))
-    return found
-
-
-def _expectation_maximisation(
-    x: Floats, posterior: Floats, *, of: Floats | None = None, iterations: int = _MAX_ITER
-) -> _Solution:
-    """Tied mixture of `x` [N, D] from a `posterior` [N, C]; the answer is on the spots `of`, on
-    `x` itself by default.
-
-    The shared covariance is E[x x^T] - sum_c w_c m_c m_c^T, so that an iteration costs two
-    products N x D x C and none N x D x D.
-    """
-    moment = x.T @ x / len(x)
-    loglik = -np.inf
-    for _ in range(iterations):
-        weights = posterior.mean(axis=0) + 1e-12
-        means = posterior.T @ x / (len(x) * weights[:, None])
-        covariance = moment - (means.T * weights) @ means + _RIDGE * np.eye(x.shape[1])
-        directions = np.linalg.solve(covariance, means.T)
-        offsets = np.log(weights) - (means.T * directions).sum(axis=0) / 2
-        posterior, evidence = _softmax(x @ directions + offsets)
-        common = np.trace(np.linalg.solve(covariance, moment)) + np.linalg.slogdet(covariance)[1]
-        common += x.shape[1] * np.log(2 * np.pi)
-        before, loglik = loglik, float(evidence - common / 2)
-        if loglik - before < _TOLERANCE:
-            break
-    if of is not None:
-        posterior, _ = _softmax(of @ directions + offsets)
-    return _Solution(loglik, posterior)
-
-
-@contextmanager
-def _one_thread(n_spots: int) -> Iterator[None]:
-    """Products of one slide are too small to share: threads cost more than they bring, and the
-    answer would depend on how many there are.
-    """
-    from threadpoolctl import threadpool_limits
-
-    with threadpool_limits(1 if n_spots <= _FIT_SPOTS else None):
-        yield
-
-
-def _softmax(logits: Floats) -> tuple[Floats, float]:
-    """Rows that sum to 1, and the mean of the logarithm of what they were divided by."""
-    top = logits.max(axis=1, keepdims=True)
-    share = np.exp(logits - top)
-    total = share.sum(axis=1, keepdims=True)
-    return share / total, float(np.mean(top + np.log(total)))
-
-
-def _kmeans(x: Floats, n_domains: int, rng: np.random.Generator) -> Clustering:
-    from sklearn.cluster import KMeans
-    from sklearn.exceptions import ConvergenceWarning
-
-    model = KMeans(n_domains, n_init=1, max_iter=50, random_state=int(rng.integers(2**31)))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        labels = model.fit_predict(x)
-    return Clustering(labels.astype(np.int64), -float(model.inertia_))
-
-
-def _whitened(x: Floats) -> Floats:
-    """[N, R] centred, uncorrelated, of unit variance; axes that hardly vary are left out, and
-    those beyond one for ten spots.
-    """
-    centred = x - x.mean(axis=0)
-    variance, axes = np.linalg.eigh(centred.T @ centred / len(x))
-    most = max(1, len(x) // _SPOTS_PER_AXIS)
-    kept = np.flatnonzero(variance > 1e-9 * variance[-1])[-most:]
-    return np.asarray(centred @ axes[:, kept] / np.sqrt(variance[kept]))
+def _checked_views(views: Sequence[View], n_spots: int) -> list[View]:
+    """Views of the same spots, finite and not the same everywhere, as float64."""
+    kept = []
+    for x, reference in views:
+        if len(x) != n_spots:
+            raise ValueError(f"{n_spots} spots, a view of {len(x)}")
+        _checked(x)
+        kept.append(View(np.asarray(x, np.float64), reference))
+    return kept
 
 
 def _checked(x: NDArray[np.floating[Any]]) -> Floats:

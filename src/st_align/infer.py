@@ -28,7 +28,8 @@ from st_align.encoders.base import FrozenEncoder
 from st_align.errors import ModelError, SlideError
 from st_align.expression import PanelExpression, panel_expression
 from st_align.features import Features, cached_features, slide_features
-from st_align.loader import VIEW, SpotData, frozen_encoders, slide_inputs
+from st_align.linear import LinearUse, coordinates
+from st_align.loader import VIEW, NicheGenes, SpotData, frozen_encoders, slide_inputs
 from st_align.model import MODALITY
 from st_align.mosaic import mosaic
 from st_align.provenance import config_hash, licences
@@ -54,6 +55,8 @@ class SlideEmbeddings(SlideVectors):
     """[N, R] by use: centred on the slide, on the axes of the training slides; rows without the
     modality hold 0. Uses that the slide or the model cannot fill are absent.
     """
+    linear: Mapping[LinearUse, NDArray[np.float32]]
+    """[N, R] of niche expression alone, no network (`linear`); empty without counts."""
     panel_measured: float
     """Share of the model's panel that the slide measured; 0 without counts."""
     warnings: tuple[str, ...]
@@ -114,10 +117,17 @@ class Embedder:
             for use in run.readouts.axes
             if vectors.of(use)[1].any()
         }
+        niches = inputs.sources.get("niche_gene")
+        linear = {
+            use: coordinates(axes, niches, slide.n_spots, use).astype(np.float32)
+            for use, axes in run.readouts.linear.items()
+            if isinstance(niches, NicheGenes)
+        }
         measured = float(expression.measured.mean()) if expression else 0.0
         return SlideEmbeddings(
             **{f.name: getattr(vectors, f.name) for f in dataclasses.fields(SlideVectors)},
             readouts=readouts,
+            linear=linear,
             panel_measured=measured,
             warnings=(*slide.warnings, *ignored, *_panel_warnings(run, expression)),
         )
@@ -177,9 +187,10 @@ def to_anndata(
     """The slide as AnnData with the keys of `keys.py`; it is readable as a slide again.
 
     X holds raw counts; `obsm['X_stalign']` the run's default use and dimensions (the first use
-    the slide can fill where that one is absent), `X_stalign_USE` the others; `obs` the source's
-    columns; `uns['spatial']` the `thumbnail`, by default stitched from the niches' patches;
-    `uns['stalign']` where all of it comes from.
+    the slide can fill where that one is absent), `X_stalign_USE` all axes of every use and of the
+    linear ones, `uns['stalign_reference']` coordinates of some training spots on them; `obs` the
+    source's columns; `uns['spatial']` the `thumbnail`, by default stitched from the niches'
+    patches; `uns['stalign']` where all of it comes from.
     """
     import anndata
 
@@ -193,7 +204,13 @@ def to_anndata(
     )
     adata.obsm[keys.SPATIAL] = slide.spots[["x", "y"]].to_numpy(np.float64)
     for name, values in embeddings.readouts.items():
-        adata.obsm[keys.embedding(name)] = values[:, :dims]
+        adata.obsm[keys.embedding(name)] = values
+    for kind, values in embeddings.linear.items():
+        adata.obsm[keys.embedding(kind)] = values
+    kept = {*embeddings.readouts, *embeddings.linear}
+    adata.uns[keys.REFERENCE] = {
+        keys.embedding(name): rows for name, rows in run.readouts.reference.items() if name in kept
+    }
     adata.obsm[keys.EMBEDDING] = embeddings.readouts[use][:, :dims]
     if slide.has_image and slide.um_per_px is not None:
         image, scale = thumbnail or mosaic(slide.niches[run.config.data.niche])

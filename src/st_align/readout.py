@@ -2,15 +2,20 @@
 
 An embedding is centred on its slide's own mean, so that what all spots of a slide share (stain,
 batch) is gone, and projected on axes fitted once, on training slides. Nothing is fitted on the
-slide that is read. Linear algebra only; `infer` computes the embeddings.
+slide that is read. Linear algebra only; `infer` computes the embeddings. Beside what the model
+learned stand the linear niche axes (`linear`), and coordinates of some training spots, from
+which `domains` starts on new slides.
 
-Shape letters: N spots of a slide, d the model's width, D an embedding's width, R axes.
+Shape letters: N spots of a slide, M of training slides, D an embedding's width, P genes of the
+panel, R axes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import reduce
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +24,11 @@ from st_align.config import Use
 from st_align.embedding import SlideVectors
 from st_align.errors import ModelError, nearest
 from st_align.keys import USES
+from st_align.linear import LINEAR_USES, LinearAxes, LinearUse, centred, fit_linear
 
 MAX_AXES = 32
+_REFERENCE = 4_000
+"""Training spots kept: mixtures of up to 15 components on 30 axes need no more."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +38,9 @@ class Readouts:
     """
 
     axes: Mapping[Use, NDArray[np.float32]]
+    linear: Mapping[LinearUse, LinearAxes] = field(default_factory=dict)
+    reference: Mapping[str, NDArray[np.float16]] = field(default_factory=dict)
+    """[M, R] coordinates of training spots by use, linear ones too."""
 
     def apply(self, use: Use, vectors: SlideVectors) -> NDArray[np.float32]:
         """[N, R] coordinates of one slide's spots: centred on the slide, projected on the axes.
@@ -49,23 +60,41 @@ class Readouts:
         return coordinates
 
 
-def fit_readouts(slides: Sequence[SlideVectors]) -> Readouts:
-    """Axes of every use from embeddings of training slides: at most 32, as many as vary.
+@dataclass(frozen=True, kw_only=True)
+class TrainingSpots:
+    """Some spots of a training slide: what the model makes of them, and the mean expression of
+    their niches [M, P], None where the slide has no counts.
+    """
+
+    vectors: SlideVectors
+    niches: NDArray[np.float32] | None
+
+
+def fit_readouts(slides: Sequence[TrainingSpots], rng: np.random.Generator) -> Readouts:
+    """Axes of every use from spots of training slides: at most 32, as many as vary.
 
     The axes are eigenvectors of the covariance pooled over all spots, each spot centred on its
-    slide; the largest entry of each is positive, so that a refit gives the same axes.
+    slide; the largest entry of each is positive, so that a refit gives the same axes. `rng`
+    draws the spots of the reference.
     """
     axes: dict[Use, NDArray[np.float32]] = {}
+    coordinates: dict[str, list[NDArray[Any]]] = {}
     for use in USES:
-        covariance, n = None, 0
-        for slide in slides:
-            centred, present = _centred(slide, use)
-            part = centred.T @ centred
-            covariance = part if covariance is None else covariance + part
-            n += int(present.sum())
-        if covariance is not None and n > 1:
-            axes[use] = _principal_axes(covariance)
-    return Readouts(axes)
+        found = [_centred(slide.vectors, use) for slide in slides]
+        if sum(int(present.sum()) for _, present in found) > 1:
+            axes[use] = _principal_axes(reduce(np.add, [v.T @ v for v, _ in found]))
+            coordinates[use] = [v[present] @ axes[use] for v, present in found]
+    linear: dict[LinearUse, LinearAxes] = {}
+    for kind in LINEAR_USES:
+        niches = [centred(s.niches, kind) for s in slides if s.niches is not None]
+        if fitted := fit_linear(niches, MAX_AXES):
+            linear[kind] = fitted
+            measured = [np.asarray(v.any(axis=0)) for v in niches]
+            coordinates[kind] = [
+                v @ fitted.projection(known) for v, known in zip(niches, measured, strict=True)
+            ]
+    reference = {use: _drawn(np.concatenate(parts), rng) for use, parts in coordinates.items()}
+    return Readouts(axes, linear, reference)
 
 
 def _centred(slide: SlideVectors, use: Use) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
@@ -86,3 +115,9 @@ def _principal_axes(covariance: NDArray[np.float64]) -> NDArray[np.float32]:
     sign = np.sign(vectors[largest, np.arange(vectors.shape[1])])
     axes: NDArray[np.float32] = (vectors * sign).astype(np.float32)
     return axes
+
+
+def _drawn(coordinates: NDArray[Any], rng: np.random.Generator) -> NDArray[np.float16]:
+    if len(coordinates) > _REFERENCE:
+        coordinates = coordinates[np.sort(rng.choice(len(coordinates), _REFERENCE, replace=False))]
+    return coordinates.astype(np.float16)

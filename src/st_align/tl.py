@@ -98,7 +98,7 @@ def domains(
     n_domains: int | str = "auto",
     use: str | None = None,
     label_key: str | None = None,
-    method: str = "gmm",
+    method: str | None = None,
     refine: bool = False,
     runs: int = 5,
     seed: int = 0,
@@ -117,7 +117,7 @@ def domains(
         n_domains: 2 or more, or `auto`.
         use: image, gene, spot, niche or spot+niche; by default the model's.
         label_key: obs column to score against.
-        method: gmm, kmeans or consensus.
+        method: consensus (the default), gmm or kmeans.
         refine: smooth over the lattice.
         runs: how often the clusterer is started anew; the best fit is kept.
         seed: of the starts.

@@ -51,7 +51,7 @@ def domains(
     n_domains: Annotated[str, typer.Option(help="How many, or auto.")] = "auto",
     use: Annotated[str | None, typer.Option(help="image, gene, spot, niche or spot+niche.")] = None,
     label_key: Annotated[str | None, typer.Option(help="obs column to score against.")] = None,
-    method: Annotated[str, typer.Option(help="gmm, kmeans or consensus.")] = "gmm",
+    method: Annotated[str | None, typer.Option(help="consensus (default), gmm or kmeans.")] = None,
     refine: Annotated[bool, typer.Option(help="Smooth over the lattice.")] = False,
     joint: Annotated[bool, typer.Option("--joint", help="One set of domains for all.")] = False,
     runs: Annotated[int, typer.Option(min=1, help="Times the clusterer is seeded anew.")] = 5,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from st_align import keys, store
+from st_align.agreement import View
 from st_align.domains import assign_domains
 from st_align.errors import ConfigError, OutputError, SlideError, StAlignError, nearest
 from st_align.files import require_writable
@@ -25,14 +26,20 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 
+_COUNTING_AXES = 12
+"""How many domains there are is read off so many linear axes."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class DomainRequest:
-    """Options of `st-align domains`; `use` None is the model's default."""
+    """Options of `st-align domains`; None is the default: of `use` the model's, of `method` a
+    consensus, one mixture where domains are joint.
+    """
 
     n_domains: str = "auto"
     use: str | None = None
     label_key: str | None = None
-    method: str = "gmm"
+    method: str | None = None
     refine: bool = False
     runs: int = 5
     seed: int = 0
@@ -65,20 +72,21 @@ def find_domains(
 
 def slide_domains(adata: AnnData, request: DomainRequest) -> dict[str, Any]:
     """Domains of one embedded slide into its `obs` and notes; what was done, with scores."""
-    labels = labels_of(adata, request.label_key)
-    x, use = embedding_of(adata, request.use)
+    labels, method = labels_of(adata, request.label_key), request.method or "consensus"
+    x, use, views = _views(adata, request.use, method)
     found = assign_domains(
         x,
         number_of(request.n_domains),
-        method=request.method,
+        method=method,
         runs=request.runs,
         seed=request.seed,
         neighbors=_lattice(adata, required=request.refine),
         refine=request.refine,
+        views=views,
     )
     adata.obs[keys.DOMAIN] = pd.Categorical([str(k) for k in found.labels])
     entry: dict[str, Any] = {
-        "method": request.method,
+        "method": method,
         "use": use,
         "n_domains": found.n_domains,
         "refined": request.refine,
@@ -90,22 +98,55 @@ def slide_domains(adata: AnnData, request: DomainRequest) -> dict[str, Any]:
     return entry
 
 
+def _views(
+    adata: AnnData, asked: str | None, method: str
+) -> tuple[NDArray[np.float64], str, list[View]]:
+    """What is clustered, its name, and what a consensus is fitted on: the use asked for, or the
+    model's default one and the linear niche axes.
+
+    How many domains there are is read off `linear-scaled` where all are looked at.
+    """
+    x, use = embedding_of(adata, asked)
+    if method != "consensus":
+        return x, use, []
+    linear = [name for name in keys.LINEAR_USES if keys.embedding(name) in adata.obsm]
+    names = [use, *linear] if asked is None else [use]
+    views = [view for name in names if (view := _view(adata, name)) is not None]
+    if asked is None and linear:
+        x = np.asarray(adata.obsm[keys.embedding(linear[-1])], np.float64)[:, :_COUNTING_AXES]
+    return x, "+".join(names), views
+
+
+def _view(adata: AnnData, use: str) -> View | None:
+    """All axes of one use, with the training spots that the file carries."""
+    key = keys.embedding(use)
+    if key not in adata.obsm:
+        return None
+    x = np.asarray(adata.obsm[key], np.float64)
+    kept = adata.uns.get(keys.REFERENCE)
+    reference = np.asarray(kept[key]) if isinstance(kept, Mapping) and key in kept else None
+    fits = reference is not None and reference.ndim == 2 and reference.shape[1] == x.shape[1]
+    return View(x, reference if fits else None)
+
+
 def embedding_of(adata: AnnData, use: str | None) -> tuple[NDArray[np.float64], str]:
     """[N, D] of one use, the model's default one for None; and its name."""
-    kept = [name for name in keys.USES if keys.embedding(name) in adata.obsm]
+    known = (*keys.USES, *keys.LINEAR_USES)
+    kept = [name for name in known if keys.embedding(name) in adata.obsm]
     if keys.EMBEDDING not in adata.obsm:
         raise SlideError(
             "there is no embedding",
             expected=f"obsm[{keys.EMBEDDING!r}]",
             fix="run: st-align embed SLIDE --model RUN --out FILE.h5ad",
         )
-    if use is not None and use not in keys.USES:
-        raise ConfigError(f"--use {use} is unknown", fix=nearest(use, keys.USES))
+    if use is not None and use not in known:
+        raise ConfigError(f"--use {use} is unknown", fix=nearest(use, known))
     if use is not None and use not in kept:
         raise ConfigError(f"there is no {use} embedding", expected=f"one of {', '.join(kept)}")
-    name = keys.EMBEDDING if use is None else keys.embedding(use)
-    default = str(store.notes(adata).get("use", "default"))
-    return np.asarray(adata.obsm[name], np.float64), use or default
+    notes = store.notes(adata)
+    if use is None:
+        return np.asarray(adata.obsm[keys.EMBEDDING], np.float64), str(notes.get("use", "default"))
+    return np.asarray(adata.obsm[keys.embedding(use)], np.float64)[:, : notes.get("dims")], use
 
 
 def labels_of(adata: AnnData, key: str | None) -> NDArray[Any] | None:

@@ -73,11 +73,11 @@ def cohort_domains(
     """Domains of all `parts` into their tables; what was found, and the shares of the domains by
     slide (`JointDomains.shares`).
     """
-    if request.method != "gmm" or request.refine:
+    if request.method not in (None, "gmm") or request.refine:
         raise ConfigError(
             "joint domains are those of a Gaussian mixture",
             expected="--method gmm, without --refine",
-            found=request.method + ", refined" * request.refine,
+            found=(request.method or "gmm") + ", refined" * request.refine,
         )
     values, rows, use, patients, warnings = _embeddings(parts, request.use)
     found = joint_domains(

@@ -1,0 +1,117 @@
+"""Linear niche axes: mean log-expression of niches on the principal axes of training slides.
+
+No network. A slide's niches are centred on the slide; `linear-scaled` also divides each gene by
+the slide's own spread of it, so that a few loud genes do not decide. A gene that the slide did not
+measure is left out of the projection, which then is the posterior mean of probabilistic PCA
+(Tipping and Bishop 1999) given the genes that are there: it has the scale that all genes would
+give, where a plain projection would shrink.
+
+Shape letters: N spots, M of them, P genes of the panel, R axes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal, Protocol, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+LinearUse = Literal["linear", "linear-scaled"]
+LINEAR_USES: tuple[LinearUse, ...] = get_args(LinearUse)
+
+Floats = NDArray[np.float64]
+
+_SOFT = 0.05
+"""Added to a gene's spread (log1p CP10k), so that hardly expressed genes stay small."""
+_BLOCK = 4096
+
+
+class NicheExpression(Protocol):
+    """Niche means of a slide, a few rows at a time."""
+
+    def read(self, rows: NDArray[np.intp]) -> tuple[NDArray[np.float32], ...]:
+        """[M, P] of the spots `rows`, the only entry."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearAxes:
+    """What training slides have in common: orthonormal `axes` [P, R], the most variable first,
+    their `variances` [R], and the variance `noise` of a gene off the axes.
+    """
+
+    axes: NDArray[np.float32]
+    variances: NDArray[np.float32]
+    noise: float
+
+    def projection(self, measured: NDArray[np.bool_]) -> Floats:
+        """[P, R] that takes centred niche expression to coordinates; 0 for genes not `measured`."""
+        signal = np.sqrt(np.maximum(self.variances.astype(np.float64) - self.noise, 0))
+        loadings = self.axes[measured].astype(np.float64) * signal
+        inner = loadings.T @ loadings + max(self.noise, 1e-12) * np.eye(len(signal))
+        weights = np.zeros(self.axes.shape)
+        weights[measured] = np.linalg.solve(inner, loadings.T).T * signal
+        return weights
+
+
+def fit_linear(slides: Iterable[Floats], n_axes: int) -> LinearAxes | None:
+    """Axes of niche expression [M, P] of training slides, each from `centred`; None without any.
+
+    A pair of genes counts on the slides that measured both.
+    """
+    covariance, counted = None, None
+    for values in slides:
+        measured = values.any(axis=0).astype(np.float64)
+        part, pairs = values.T @ values, len(values) * np.outer(measured, measured)
+        covariance = part if covariance is None else covariance + part
+        counted = pairs if counted is None else counted + pairs
+    if covariance is None or counted is None:
+        return None
+    variances, axes = np.linalg.eigh(covariance / np.maximum(counted, 1))
+    variances, axes = variances[::-1].clip(min=0), axes[:, ::-1]
+    kept = int((variances[:n_axes] > 1e-9 * max(variances[0], 1e-30)).sum())
+    axes, rest = axes[:, :kept], variances[kept:]
+    largest = np.abs(axes).argmax(axis=0)
+    axes = axes * np.sign(axes[largest, np.arange(kept)])
+    return LinearAxes(
+        axes=axes.astype(np.float32),
+        variances=variances[:kept].astype(np.float32),
+        noise=float(rest.sum() / max((rest > 0).sum(), 1)),
+    )
+
+
+def centred(values: NDArray[np.float32], use: LinearUse) -> Floats:
+    """Niche expression [M, P] of one slide less its mean; scaled where `use` says so."""
+    mean, scale = _statistics(iter([values]), use)
+    return np.asarray((values - mean) / scale)
+
+
+def coordinates(axes: LinearAxes, niches: NicheExpression, n: int, use: LinearUse) -> Floats:
+    """[N, R] of a slide's `n` spots; nothing is fitted on it but the mean, and for
+    `linear-scaled` the spread, of each gene. Memory does not grow with N x P.
+    """
+    mean, scale = _statistics(_blocks(niches, n), use)
+    measured = np.zeros(len(mean), bool)
+    for block in _blocks(niches, n):
+        measured |= block.any(axis=0)
+    weights = axes.projection(measured) / scale[:, None]
+    return np.concatenate([(block - mean) @ weights for block in _blocks(niches, n)])
+
+
+def _blocks(niches: NicheExpression, n: int) -> Iterator[NDArray[np.float32]]:
+    for start in range(0, n, _BLOCK):
+        yield niches.read(np.arange(start, min(start + _BLOCK, n)))[0]
+
+
+def _statistics(blocks: Iterator[NDArray[np.float32]], use: LinearUse) -> tuple[Floats, Floats]:
+    """Mean [P] and what to divide by [P]."""
+    n, total, square = 0, np.zeros(1), np.zeros(1)
+    for block in blocks:
+        values = block.astype(np.float64)
+        n, total, square = n + len(values), total + values.sum(0), square + (values**2).sum(0)
+    mean = total / n
+    if use == "linear":
+        return mean, np.ones_like(mean)
+    return mean, np.sqrt(np.maximum(square / n - mean**2, 0)) + _SOFT
