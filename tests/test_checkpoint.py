@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 
-import numpy as np
 import pytest
 import torch
 
@@ -23,13 +22,12 @@ from st_align.checkpoint import (
     save_state,
 )
 from st_align.config import Config, EncoderConfig, ModelConfig
-from st_align.embedding import SlideVectors
 from st_align.errors import ModelError, OutputError
 from st_align.expression import Panel
 from st_align.files import read_json, read_tensors, write_json, write_tensors
 from st_align.model import FrozenShape
 from st_align.optim import build_optimizer, moments, restore_moments, set_rates
-from st_align.readout import Readouts, fit_readouts
+from toy_readouts import toy_readouts
 
 CONFIG = Config(
     model=ModelConfig(dim=16, heads=2, tokens=4, gene_layers=1),
@@ -46,30 +44,13 @@ PREPROCESS = Preprocess(
 )
 
 
-def toy_vectors(rng, n=50, d=4, scale=None, image=True, counts=True) -> SlideVectors:
-    def vectors(width, present):
-        values = rng.normal(size=(n, width)) * np.linspace(2, 0.1, width) + rng.normal(size=width)
-        return values.astype(np.float32) * present
-
-    return SlideVectors(
-        r=vectors(d, image),
-        u=vectors(d, counts),
-        e=vectors(d, image),
-        t=vectors(d, counts),
-        h_spot=vectors(2 * d, True),
-        h_niche=vectors(2 * d, True),
-        has_image=np.full(n, image),
-        has_counts=np.full(n, counts),
-    )
-
-
 @pytest.fixture
 def folder(tmp_path, rng):
     folder = tmp_path / "run"
     model = build_model(CONFIG, len(PANEL), PREPROCESS.shapes)
     save_run(folder, CONFIG, PANEL, PREPROCESS, {"train": {"slides": ["a"]}})
     save_model(folder, model, {"step": 3, "finished": True})
-    save_readouts(folder, fit_readouts([toy_vectors(rng)]))
+    save_readouts(folder, toy_readouts(rng))
     return folder
 
 
@@ -307,54 +288,3 @@ def test_only_matrices_decay():
     assert (matrices["weight_decay"], rest["weight_decay"]) == (0.3, 0.0)
     n = len(matrices["params"]) + len(rest["params"])
     assert n == len(list(model.parameters()))
-
-
-def test_readouts_are_the_pooled_principal_axes_of_centred_slides(rng):
-    slides = [toy_vectors(rng), toy_vectors(rng, n=30)]
-    readouts = fit_readouts(slides)
-    centred = np.concatenate([s.t - s.t.mean(axis=0) for s in slides]).astype(np.float64)
-    _, _, expected = np.linalg.svd(centred, full_matrices=False)
-    axes = readouts.axes["gene"]
-    np.testing.assert_allclose(np.abs(np.sum(axes * expected.T, axis=0)), 1, atol=1e-5)
-    assert (axes[np.abs(axes).argmax(axis=0), range(4)] > 0).all()
-    scores = readouts.apply("gene", slides[0])
-    np.testing.assert_allclose(scores.mean(axis=0), 0, atol=1e-6)
-    assert scores.dtype == np.float32
-    assert readouts.axes["image"].shape == (8, 8)
-    assert readouts.axes["spot+niche"].shape == (16, 16)
-
-
-def test_a_slide_offset_changes_no_readout(rng):
-    slide = toy_vectors(rng)
-    readouts = fit_readouts([slide])
-    stained = dataclasses.replace(slide, r=slide.r + 3, e=slide.e - 5)
-    np.testing.assert_allclose(
-        readouts.apply("image", slide), readouts.apply("image", stained), atol=1e-5
-    )
-
-
-def test_readouts_keep_at_most_32_axes_and_drop_those_that_do_not_vary(rng):
-    wide = toy_vectors(rng, n=100, d=40)
-    flat = dataclasses.replace(wide, t=wide.t[:, :1] * np.ones(40, np.float32))
-    assert fit_readouts([wide]).axes["gene"].shape == (40, 32)
-    assert fit_readouts([flat]).axes["gene"].shape == (40, 1)
-
-
-def test_a_modality_that_no_training_slide_has_gives_no_readout(rng):
-    slide = toy_vectors(rng, image=False)
-    readouts = fit_readouts([slide])
-    assert set(readouts.axes) == {"gene", "spot", "niche", "spot+niche"}
-    with pytest.raises(ModelError, match=r"(?s)no readout for 'image'.*gene"):
-        readouts.apply("image", slide)
-    with pytest.raises(ModelError, match="--resume"):
-        Readouts({}).apply("gene", slide)
-
-
-def test_rows_without_the_modality_read_out_as_the_slide_mean(rng):
-    slide = toy_vectors(rng)
-    slide.has_counts[:10] = False
-    slide.t[:10] = 0
-    readouts = fit_readouts([slide])
-    scores = readouts.apply("gene", slide)
-    assert (scores[:10] == 0).all()
-    np.testing.assert_allclose(scores[10:].mean(axis=0), 0, atol=1e-6)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from sklearn.mixture import GaussianMixture
 
 from st_align import domains as module
+from st_align import mixture
 from st_align.domains import (
     METHODS,
     assign_domains,
@@ -94,7 +95,7 @@ def test_every_domain_has_a_spot_even_where_there_are_as_many_as_spots(rng):
 def test_large_slides_are_fitted_on_a_sample_first(rng, monkeypatch):
     x, _ = clouds(rng, apart=5.0)
     whole = assign_domains(x, 4, runs=1)
-    monkeypatch.setattr(module, "_FIT_SPOTS", 80)
+    monkeypatch.setattr(mixture, "FIT_SPOTS", 80)
     sampled = assign_domains(x, 4, runs=1)
     assert ari(whole.labels, sampled.labels) > 0.99
     assert sampled.fits[0] == pytest.approx(whole.fits[0], abs=1e-3)

@@ -14,9 +14,10 @@ from st_align.checkpoint import FrozenUse, Preprocess, Run, build_model, save_mo
 from st_align.checkpoint import save_readouts as _save_readouts
 from st_align.config import Config, DataConfig, ModelConfig, ReadoutConfig
 from st_align.encoders.base import Encoded, EncoderInfo, FrozenEntry, register
-from st_align.expression import choose_panel
+from st_align.expression import choose_panel, panel_expression
+from st_align.geometry import ring_mean
 from st_align.infer import Embedder
-from st_align.readout import Readouts, fit_readouts
+from st_align.readout import Readouts, TrainingSpots, fit_readouts
 from st_align.slide import PreparedSlide
 
 
@@ -90,7 +91,22 @@ def toy_run(
         readouts=Readouts({}),
     )
     reader = Embedder(run)
-    return dataclasses.replace(run, readouts=fit_readouts([reader.embed(s) for s in slides]))
+    return dataclasses.replace(
+        run,
+        readouts=fit_readouts(
+            [training_spots(reader, s) for s in slides], np.random.default_rng(0)
+        ),
+    )
+
+
+def training_spots(reader: Embedder, slide: PreparedSlide) -> TrainingSpots:
+    """All spots of a slide, as training hands them to `fit_readouts`."""
+    niches = None
+    if slide.counts is not None:
+        found = panel_expression(slide, reader.run.panel)
+        members = slide.niches[reader.run.config.data.niche].neighbors
+        niches = ring_mean(found.values, members, found.valid)
+    return TrainingSpots(vectors=reader.embed(slide), niches=niches)
 
 
 def save(run: Run, folder: Path) -> Path:

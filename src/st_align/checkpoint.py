@@ -148,7 +148,7 @@ def save_readouts(folder: Path, readouts: Readouts) -> None:
     values: dict[str, NDArray[Any]] = {str(use): axes for use, axes in readouts.axes.items()}
     for use, linear in readouts.linear.items():
         values |= {f"{use}.axes": linear.axes, f"{use}.variances": linear.variances}
-        values[f"{use}.noise"] = np.float64(linear.noise).reshape(1)
+        values[f"{use}.facts"] = np.array([linear.noise, linear.explained])
     values |= {f"{use}.reference": rows for use, rows in readouts.reference.items()}
     write_tensors(folder / READOUT, {k: torch.from_numpy(v.copy()) for k, v in values.items()})
 
@@ -159,7 +159,8 @@ def _load_readouts(folder: Path) -> Readouts:
         use: LinearAxes(
             axes=stored[f"{use}.axes"],
             variances=stored[f"{use}.variances"],
-            noise=float(stored[f"{use}.noise"][0]),
+            noise=float(stored[f"{use}.facts"][0]),
+            explained=float(stored[f"{use}.facts"][1]),
         )
         for use in LINEAR_USES
         if f"{use}.axes" in stored

@@ -45,6 +45,8 @@ class LinearAxes:
     axes: NDArray[np.float32]
     variances: NDArray[np.float32]
     noise: float
+    explained: float = 1.0
+    """Share of the variance of training niches that lies on the axes."""
 
     def projection(self, measured: NDArray[np.bool_]) -> Floats:
         """[P, R] that takes centred niche expression to coordinates; 0 for genes not `measured`."""
@@ -79,6 +81,7 @@ def fit_linear(slides: Iterable[Floats], n_axes: int) -> LinearAxes | None:
         axes=axes.astype(np.float32),
         variances=variances[:kept].astype(np.float32),
         noise=float(rest.sum() / max((rest > 0).sum(), 1)),
+        explained=float(variances[:kept].sum() / max(variances.sum(), 1e-30)),
     )
 
 
@@ -98,6 +101,23 @@ def coordinates(axes: LinearAxes, niches: NicheExpression, n: int, use: LinearUs
         measured |= block.any(axis=0)
     weights = axes.projection(measured) / scale[:, None]
     return np.concatenate([(block - mean) @ weights for block in _blocks(niches, n)])
+
+
+def share_explained(axes: LinearAxes, niches: NicheExpression, n: int, use: LinearUse) -> float:
+    """Share of the variance of a slide's niches, 0 to 1, that lies on the training axes: how far
+    the slide's tissue is from that of training. Compare with `axes.explained`.
+    """
+    mean, scale = _statistics(_blocks(niches, n), use)
+    measured = np.zeros(len(mean), bool)
+    for block in _blocks(niches, n):
+        measured |= block.any(axis=0)
+    basis, _ = np.linalg.qr(axes.axes[measured].astype(np.float64))
+    inside = total = 0.0
+    for block in _blocks(niches, n):
+        values = ((block - mean) / scale)[:, measured]
+        inside += float(((values @ basis) ** 2).sum())
+        total += float((values**2).sum())
+    return inside / total if total else 0.0
 
 
 def _blocks(niches: NicheExpression, n: int) -> Iterator[NDArray[np.float32]]:

@@ -1,0 +1,83 @@
+"""The partition that many mixtures agree on."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.metrics import adjusted_rand_score
+
+from st_align.agreement import DIMS, View, agreed_mixture, rand_indices
+from st_align.domains import assign_domains
+from st_align.errors import SlideError
+
+
+def clouds(rng, n=60, c=4, d=10, apart=6.0):
+    truth = np.repeat(np.arange(c), n)
+    centres = rng.normal(size=(c, d)) * apart
+    return centres[truth] + rng.normal(size=(len(truth), d)), truth
+
+
+def test_rand_indices_are_those_of_scikit_learn(rng):
+    members = [rng.integers(0, 5, 80) for _ in range(6)] + [np.zeros(80, np.int64)]
+    found = rand_indices(members, 5)
+    for i, one in enumerate(members):
+        for j, other in enumerate(members):
+            assert found[i, j] == pytest.approx(adjusted_rand_score(one, other), abs=1e-9)
+
+
+def test_a_view_gone_astray_is_outvoted(rng):
+    x, truth = clouds(rng)
+    noise = rng.normal(size=x.shape)
+    found = agreed_mixture([View(noise), View(x), View(x[:, ::-1])], 4, rng)
+    assert adjusted_rand_score(truth, found.labels) > 0.98
+    assert 0.3 < found.agreement < 0.9
+    alone = agreed_mixture([View(x)], 4, rng)
+    assert alone.agreement > 0.98
+
+
+def test_training_spots_decide_where_the_slide_alone_is_unsure(rng):
+    # Two ways to cut the slide in two fit it equally well; training slides know one of them.
+    n = 300
+    x = np.stack([rng.choice([-2, 2], n), rng.choice([-2, 2], n)], axis=1) + 0.3 * rng.normal(
+        size=(n, 2)
+    )
+    reference = np.stack([rng.choice([-2, 2], n), np.zeros(n)], axis=1) + 0.3 * rng.normal(
+        size=(n, 2)
+    )
+    by_first = (x[:, 0] > 0).astype(int)
+    for seed in range(4):
+        found = agreed_mixture([View(x, reference)], 2, np.random.default_rng(seed))
+        assert adjusted_rand_score(by_first, found.labels) > 0.98
+
+
+def test_every_domain_asked_for_is_there(rng):
+    x, _ = clouds(rng, n=5, c=3)
+    for count in (2, 5, 9):
+        assert len(np.unique(agreed_mixture([View(x)], count, rng).labels)) == count
+
+
+def test_the_same_seed_gives_the_same_labels_whatever_the_axes(rng):
+    x, _ = clouds(rng, d=max(DIMS) + 5)
+    one, other = (agreed_mixture([View(x)], 4, np.random.default_rng(3)) for _ in range(2))
+    np.testing.assert_array_equal(one.labels, other.labels)
+
+
+def test_large_slides_are_fitted_on_some_spots(rng, monkeypatch):
+    x, truth = clouds(rng)
+    monkeypatch.setattr("st_align.agreement._MOST", 60)
+    found = agreed_mixture([View(x, x[::2])], 4, rng)
+    assert len(found.labels) == len(x)
+    assert adjusted_rand_score(truth, found.labels) > 0.98
+
+
+def test_domains_by_consensus_look_at_all_views(rng):
+    x, truth = clouds(rng)
+    noise = rng.normal(size=x.shape)
+    found = assign_domains(noise, 4, method="consensus", runs=2, views=[View(x), View(x)])
+    assert adjusted_rand_score(truth, found.labels) > 0.98
+    assert len(found.fits) == 2
+    assert min(found.fits) > 0.9
+    with pytest.raises(SlideError, match="NaN"):
+        assign_domains(x, 4, method="consensus", views=[View(np.where(x > 9, np.nan, x))])
+    with pytest.raises(ValueError, match="a view of 10"):
+        assign_domains(x, 4, method="consensus", views=[View(x[:10])])
