@@ -338,3 +338,19 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
         store.write_h5ad(adata, path)
     assert path.read_bytes() == before
     assert [p.name for p in path.parent.iterdir()] == ["a.h5ad"]
+
+
+def test_a_slide_that_varies_along_other_axes_is_said_to_be_unlike(run, reader, fresh):
+    like = reader.embed(fresh)
+    here, there = like.shares
+    assert 0 < here <= 1
+    assert there == run.readouts.linear["linear"].explained
+    assert not [w for w in like.warnings if "unlike" in w]
+    # Axes of another tissue: those on which this slide hardly varies.
+    axes = run.readouts.linear["linear"]
+    away = dataclasses.replace(axes, axes=axes.axes[:, -1:], variances=axes.variances[-1:])
+    readouts = dataclasses.replace(run.readouts, linear={"linear": away})
+    other = Embedder(dataclasses.replace(run, readouts=readouts)).embed(fresh)
+    assert other.shares[0] < 0.5 * there
+    assert any("unlike those of training" in w and f"{there:.0%}" in w for w in other.warnings)
+    assert reader.embed(without_counts(fresh)).shares is None

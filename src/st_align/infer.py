@@ -28,8 +28,8 @@ from st_align.encoders.base import FrozenEncoder
 from st_align.errors import ModelError, SlideError
 from st_align.expression import PanelExpression, panel_expression
 from st_align.features import Features, cached_features, slide_features
-from st_align.linear import LinearUse, coordinates
-from st_align.loader import VIEW, NicheGenes, SpotData, frozen_encoders, slide_inputs
+from st_align.linear import LinearUse, coordinates, share_explained
+from st_align.loader import VIEW, NicheGenes, SlideInputs, SpotData, frozen_encoders, slide_inputs
 from st_align.model import MODALITY
 from st_align.mosaic import mosaic
 from st_align.provenance import config_hash, licences
@@ -44,6 +44,8 @@ Thumbnail = tuple[NDArray[np.uint8], float]
 """RGB [h, w, 3] and its px per full-resolution px, as `ImageSource.thumbnail` gives it."""
 
 _LOW_SHARE = 0.5
+_NEAR = 0.5
+"""Brain sections never seen keep .9 of the training slides' share, lung and breast .2 to .3."""
 _OWN_PREFIX = "stalign_"
 
 
@@ -57,6 +59,10 @@ class SlideEmbeddings(SlideVectors):
     """
     linear: Mapping[LinearUse, NDArray[np.float32]]
     """[N, R] of niche expression alone, no network (`linear`); empty without counts."""
+    shares: tuple[float, float] | None
+    """Of the variance of niche expression, how much lies on the training axes: on this slide, on
+    the training slides. None without counts.
+    """
     panel_measured: float
     """Share of the model's panel that the slide measured; 0 without counts."""
     warnings: tuple[str, ...]
@@ -117,19 +123,20 @@ class Embedder:
             for use in run.readouts.axes
             if vectors.of(use)[1].any()
         }
-        niches = inputs.sources.get("niche_gene")
-        linear = {
-            use: coordinates(axes, niches, slide.n_spots, use).astype(np.float32)
-            for use, axes in run.readouts.linear.items()
-            if isinstance(niches, NicheGenes)
-        }
+        linear, shares = _linear(run, inputs)
         measured = float(expression.measured.mean()) if expression else 0.0
         return SlideEmbeddings(
             **{f.name: getattr(vectors, f.name) for f in dataclasses.fields(SlideVectors)},
             readouts=readouts,
             linear=linear,
+            shares=shares,
             panel_measured=measured,
-            warnings=(*slide.warnings, *ignored, *_panel_warnings(run, expression)),
+            warnings=(
+                *slide.warnings,
+                *ignored,
+                *_panel_warnings(run, expression),
+                *_distance_warnings(shares),
+            ),
         )
 
     def image_features(self, slide: PreparedSlide) -> dict[Role, Features | None]:
@@ -240,6 +247,7 @@ def _notes(run: Run, slide: PreparedSlide, embeddings: SlideEmbeddings, use: Use
         "niche": run.config.data.niche,
         "panel_size": len(run.panel),
         "panel_measured": round(embeddings.panel_measured, 4),
+        "variance_on_training_axes": embeddings.shares,
         "n_masked": 0 if slide.counts is None else int((~(slide.total_umi > 0)).sum()),
         "trained_on": training_slides(run),
         "warnings": list(embeddings.warnings),
@@ -352,6 +360,30 @@ def _panel_warnings(run: Run, expression: PanelExpression | None) -> tuple[str, 
         return ()
     text = f"only {share:.0%} of the model's {len(run.panel)} genes were measured on this slide"
     return (f"{text}: the others count as average",)
+
+
+def _linear(
+    run: Run, inputs: SlideInputs
+) -> tuple[dict[LinearUse, NDArray[np.float32]], tuple[float, float] | None]:
+    """Linear readouts, and the shares of variance on the axes; nothing without counts."""
+    niches, axes = inputs.sources.get("niche_gene"), run.readouts.linear
+    if not isinstance(niches, NicheGenes) or not axes:
+        return {}, None
+    n = inputs.n_spots
+    found = {
+        use: coordinates(fitted, niches, n, use).astype(np.float32) for use, fitted in axes.items()
+    }
+    here = share_explained(axes["linear"], niches, n, "linear")
+    return found, (here, axes["linear"].explained)
+
+
+def _distance_warnings(shares: tuple[float, float] | None) -> tuple[str, ...]:
+    """A slide whose niches vary along other axes than those of training is of another kind."""
+    if shares is None or shares[0] >= _NEAR * shares[1]:
+        return ()
+    here, there = shares
+    text = f"this slide is unlike those of training: {here:.0%} of its variation lies on their axes"
+    return (f"{text}, {there:.0%} of theirs does; another tissue, disease or technology?",)
 
 
 def _require_same_encoder(run: Run, role: Role, encoder: FrozenEncoder) -> None:
