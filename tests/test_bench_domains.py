@@ -355,7 +355,8 @@ def test_the_whole_way(data: Path, tmp_path: Path, command) -> None:
     with (out / "results.csv").open(newline="") as file:
         table = list(csv.DictReader(file))
     assert {row["method"] for row in table} == {
-        "truth", "run-b", "UNI", "Scanpy-style PCA", "Scanpy-style PCA, k-means", rows.LINEAR,
+        "truth", "run-b", "run-b, consensus", "UNI", "Scanpy-style PCA",
+        "Scanpy-style PCA, k-means", rows.LINEAR, f"{rows.LINEAR}, consensus",
     }  # fmt: skip
     tracks = {row["track"] for row in table if row["method"] == "run-b"}
     assert tracks == {"oracle K", "oracle K, refined", "blind K", "blind K, refined"}

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from st_align.agreement import DIMS, View
 from st_align.baselines import linear_niche, spot_pca
 from st_align.benchmarks import stimage_clip
 from st_align.benchmarks.audit import ON_SLIDE, ZERO_SHOT, Contender
@@ -24,7 +25,7 @@ from st_align.benchmarks.methods import (
     needs_counts,
     with_genes,
 )
-from st_align.domains import kmeans
+from st_align.domains import assign_domains, kmeans
 from st_align.encoders.base import FrozenEncoder, FrozenEntry, find, registered
 from st_align.encoders.lookup import find_weights, load_frozen
 from st_align.errors import ConfigError, StAlignError, nearest
@@ -36,6 +37,7 @@ from st_align.slide import PreparedSlide, Slide
 
 LINEAR = "linear niche, fitted elsewhere"
 SHARED_GENES = 4000
+LINEAR_DIMS = 16
 """The linear niche baseline reads the genes that vary most among those all slides measured."""
 
 ENCODERS = {
@@ -96,7 +98,10 @@ def model_row(model: Contender, prepared: Mapping[str, Slide | PreparedSlide]) -
         use = run.config.readout.use
         use = use if use in found.readouts else next(iter(found.readouts))
         note = f"{use}, {found.panel_measured:.0%} of the panel measured"
-        return Embedded(x=found.readouts[use][:, : run.config.readout.dims], note=note)
+        seen: dict[str, Any] = {use: found.readouts[use], **found.linear}
+        views = [View(x, run.readouts.reference.get(name)) for name, x in seen.items()]
+        x = found.readouts[use][:, : run.config.readout.dims]
+        return Embedded(x=x, own=_agreement(views), note=note)
 
     return Method(
         name=model.name,
@@ -138,8 +143,11 @@ def _linear() -> list[Method]:
         names = shared_genes([target.slide, *train])
         train = [with_genes(s, names) for s in train]
         panel = choose_panel(train, SHARED_GENES).genes
-        x = linear_niche([with_genes(s, panel) for s in train], with_genes(target.slide, panel))
-        return Embedded(x=x, note=f"{len(panel)} genes, {len(train)} slide{'s' * (len(train) > 1)}")
+        x = linear_niche(
+            [with_genes(s, panel) for s in train], with_genes(target.slide, panel), dims=max(DIMS)
+        )
+        note = f"{len(panel)} genes, {len(train)} slide{'s' * (len(train) > 1)}"
+        return Embedded(x=x[:, :LINEAR_DIMS], own=_agreement([View(x)]), note=note)
 
     def on_slide(target: Target, seed: int) -> Embedded:
         panel = choose_panel([target.slide], SHARED_GENES).genes
@@ -152,6 +160,17 @@ def _linear() -> list[Method]:
         Method(name="linear niche, fitted per slide", protocol=always(ON_SLIDE), embed=on_slide,
                missing=needs_counts),
     ]  # fmt: skip
+
+
+def _agreement(views: Sequence[View]) -> OwnClusterer:
+    """What `st-align domains` does by default."""
+
+    def run(n_domains: int, seed: int) -> Any:
+        x = np.asarray(views[0].x, np.float64)
+        found = assign_domains(x, n_domains, method="consensus", runs=1, seed=seed, views=views)
+        return found.labels
+
+    return OwnClusterer("consensus", run)
 
 
 def _needs_fit(target: Target) -> str:
