@@ -9,6 +9,7 @@ import torch
 
 from st_align import checkpoint
 from st_align.checkpoint import (
+    CARD,
     FrozenUse,
     Preprocess,
     TrainerState,
@@ -20,11 +21,13 @@ from st_align.checkpoint import (
     save_readouts,
     save_run,
     save_state,
+    shipped,
 )
 from st_align.config import Config, EncoderConfig, ModelConfig
 from st_align.errors import ModelError, OutputError
 from st_align.expression import Panel
 from st_align.files import read_json, read_tensors, write_json, write_tensors
+from st_align.infer import run_hash
 from st_align.model import FrozenShape
 from st_align.optim import build_optimizer, moments, restore_moments, set_rates
 from toy_readouts import toy_readouts
@@ -288,3 +291,19 @@ def test_only_matrices_decay():
     assert (matrices["weight_decay"], rest["weight_decay"]) == (0.3, 0.0)
     n = len(matrices["params"]) + len(rest["params"])
     assert n == len(list(model.parameters()))
+
+
+def test_the_shipped_brain_model_loads_is_small_and_says_what_it_is():
+    assert "tiny-brain" in shipped()
+    run = load_run("tiny-brain")
+    assert sum(p.stat().st_size for p in run.path.iterdir()) < 15e6
+    assert run.finished
+    assert {s["patient"] for s in run.provenance["slides"]} == {"Br8100", "Br5292"}
+    assert set(run.readouts.linear) == {"linear", "linear-scaled"}
+    assert set(run.readouts.reference) == {"spot+niche", "linear", "linear-scaled"}
+    assert all(p.dtype == torch.float32 for p in run.model.parameters())
+    card = (run.path / CARD).read_text()
+    for word in ("Br8100", "Br5292", "151674", "151675", "151510", "not stated", run_hash(run)):
+        assert word in card
+    with pytest.raises(ModelError, match="tiny-brain"):
+        load_run("tiny-brian")

@@ -12,7 +12,7 @@ Shape letters: N spots, M training spots, D axes, C domains, m members.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +32,7 @@ class View(NamedTuple):
     `reference` [M, D] of training spots on the same axes, where they are known.
     """
 
-    x: Floats
+    x: NDArray[Any]
     reference: NDArray[np.floating] | None = None
 
 

@@ -155,16 +155,23 @@ def save_readouts(folder: Path, readouts: Readouts) -> None:
 
 def _load_readouts(folder: Path) -> Readouts:
     stored = {name: values.numpy() for name, values in read_tensors(folder / READOUT).items()}
-    linear = {
-        use: LinearAxes(
-            axes=stored[f"{use}.axes"],
-            variances=stored[f"{use}.variances"],
-            noise=float(stored[f"{use}.facts"][0]),
-            explained=float(stored[f"{use}.facts"][1]),
-        )
-        for use in LINEAR_USES
-        if f"{use}.axes" in stored
-    }
+    try:
+        linear = {
+            use: LinearAxes(
+                axes=stored[f"{use}.axes"],
+                variances=stored[f"{use}.variances"],
+                noise=float(stored[f"{use}.facts"][0]),
+                explained=float(stored[f"{use}.facts"][1]),
+            )
+            for use in LINEAR_USES
+            if f"{use}.axes" in stored
+        }
+    except LookupError as error:
+        raise ModelError(
+            f"{folder / READOUT} is not whole",
+            found=f"no {error}",
+            fix=f"write it again: st-align train CORPUS --out {folder} --resume",
+        ) from error
     end = ".reference"
     reference = {k.removesuffix(end): v for k, v in stored.items() if k.endswith(end)}
     return Readouts({use: stored[use] for use in get_args(Use) if use in stored}, linear, reference)
@@ -173,6 +180,11 @@ def _load_readouts(folder: Path) -> Readouts:
 def is_run(path: Path) -> bool:
     """Whether a folder holds a run, sound or not."""
     return any((path / name).is_file() for name in _TELLING)
+
+
+def shipped() -> list[str]:
+    """Names of the checkpoints that come with the package."""
+    return sorted(p.name for p in SHIPPED.glob("*") if (p / MODEL).is_file())
 
 
 def load_run(name: str | Path) -> Run:
@@ -205,13 +217,13 @@ def resolve_model(name: str | Path) -> Path:
     """The folder of a run: a path, or the name of a checkpoint that ships with the package."""
     if Path(name).is_dir():
         return Path(name)
-    shipped = sorted(p.name for p in SHIPPED.glob("*") if (p / MODEL).is_file())
-    if str(name) in shipped:
+    names = shipped()
+    if str(name) in names:
         return SHIPPED / str(name)
     raise ModelError(
         f"there is no model {str(name)!r}",
         expected="the folder of a run, or the name of a shipped checkpoint",
-        fix=nearest(str(name), shipped) if shipped else "no checkpoint ships with this version",
+        fix=nearest(str(name), names) if names else "no checkpoint ships with this version",
     )
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from st_align import store
-from st_align.checkpoint import Run, is_run, load_run
+from st_align.checkpoint import Run, is_run, load_run, shipped
 from st_align.corpus import Corpus, is_corpus
+from st_align.diagnose import diagnose
 from st_align.infer import without_counts
 from st_align.io import ReadOptions
 from st_align.io.detect import read_one, split_spec
@@ -21,9 +23,17 @@ _SHOWN = 20
 """Slides left out that are listed: an index names a thousand where a folder holds ten."""
 
 
-def overview(spec: str, *, verify: bool, no_image: bool) -> dict[str, Any]:
-    """Look at whatever `spec` names; what is neither corpus, run nor slide is an error."""
+def overview(
+    spec: str, *, verify: bool, no_image: bool, diagnosed: Path | None = None
+) -> dict[str, Any]:
+    """Look at whatever `spec` names; what is neither corpus, run nor slide is an error.
+
+    With a run, or the name of a checkpoint that ships, `diagnosed` is a corpus it is tried on.
+    """
     path, id = split_spec(spec)
+    if diagnosed is not None:
+        run = load_run(spec)
+        return {**_run_overview(run), "diagnosis": diagnose(run, Corpus.open(diagnosed))}
     options = ReadOptions(no_image=no_image)
     if is_corpus(path):
         corpus = Corpus.open(path)
@@ -34,8 +44,8 @@ def overview(spec: str, *, verify: bool, no_image: bool) -> dict[str, Any]:
             alone = Corpus(path, {**corpus.manifest, "slides": {id: corpus.entry(id)}})
             result["damaged"] = alone.verify()
         return result
-    if is_run(path):
-        return _run_overview(load_run(path))
+    if is_run(path) or (not path.exists() and spec in shipped()):
+        return _run_overview(load_run(spec))
     if path.suffix == ".safetensors":
         return _head_overview(Head.load(path))
     result = _slide_overview(read_one(spec, options))
@@ -142,7 +152,8 @@ def _slide_facts(slide: Slide | PreparedSlide) -> dict[str, Any]:
 def describe(result: dict[str, Any]) -> str:
     """The result of `overview` as lines for a terminal."""
     if result["kind"] != "corpus":
-        return "\n".join(f"{name:<18} {_words(value)}" for name, value in result.items())
+        facts = {k: v for k, v in result.items() if k != "diagnosis"} | result.get("diagnosis", {})
+        return "\n".join(f"{name:<18} {_words(value)}" for name, value in facts.items())
     lines = [
         f"corpus: {result['n_slides']} slides of {result['n_patients']} patients, "
         f"{result['n_spots']:,} spots",
@@ -165,7 +176,9 @@ def describe(result: dict[str, Any]) -> str:
 
 def _words(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{k} {v}" for k, v in value.items()) or "-"
+        return ", ".join(f"{k} {_words(v)}" for k, v in value.items()) or "-"
+    if isinstance(value, float):
+        return f"{value:.3g}"
     if isinstance(value, list):
         return ", ".join(map(str, value)) or "-"
     return "-" if value is None else str(value)

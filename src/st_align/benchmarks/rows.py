@@ -98,8 +98,9 @@ def model_row(model: Contender, prepared: Mapping[str, Slide | PreparedSlide]) -
         use = run.config.readout.use
         use = use if use in found.readouts else next(iter(found.readouts))
         note = f"{use}, {found.panel_measured:.0%} of the panel measured"
-        seen: dict[str, Any] = {use: found.readouts[use], **found.linear}
-        views = [View(x, run.readouts.reference.get(name)) for name, x in seen.items()]
+        known = run.readouts.reference
+        views = [View(found.readouts[use], known.get(use))]
+        views += [View(values, known.get(kind)) for kind, values in found.linear.items()]
         x = found.readouts[use][:, : run.config.readout.dims]
         return Embedded(x=x, own=_agreement(views), note=note)
 

@@ -64,12 +64,15 @@ def inspect(
     path: Annotated[str, typer.Argument(metavar="CORPUS|RUN|SLIDE")],
     verify: Annotated[bool, typer.Option("--verify", help="Check every column's hash.")] = False,
     no_image: NoImage = False,
+    diagnose: Annotated[
+        Path | None, typer.Option(metavar="CORPUS", help="With a run: is it sound on these slides?")
+    ] = None,
     json: Json = None,
 ) -> None:
     """What a corpus, a run or a slide is, its numbers and its problems."""
     from st_align.overview import describe, overview
 
-    result = overview(path, verify=verify, no_image=no_image)
+    result = overview(path, verify=verify, no_image=no_image, diagnosed=diagnose)
     print(describe(result))
     emit(result, json)
     if result.get("damaged"):

@@ -1,0 +1,133 @@
+"""Is a run sound? Collapse, leaks of slide identity, attention that does not look, on a corpus.
+
+Everything is measured on embeddings centred on their slide, as readouts are, but for the slide
+probe, which asks how much of the slide's identity the raw vectors carry.
+
+Shape letters: N spots, D an embedding's width, T image tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from st_align.attention import image_attention
+from st_align.errors import CorpusError, ModelError
+from st_align.infer import Embedder, SlideEmbeddings
+
+if TYPE_CHECKING:
+    from st_align.checkpoint import Run
+    from st_align.corpus import Corpus
+
+_VECTORS = ("r", "u", "e", "t", "h_spot", "h_niche")
+_PAIRS = {"spot": ("r", "u"), "niche": ("e", "t")}
+_SPOTS = 1_000
+"""A slide; and so many pairs of spots for uniformity."""
+_FOLDS = 5
+
+
+def diagnose(run: Run, corpus: Corpus, *, seed: int = 0) -> dict[str, Any]:
+    """What `st-align inspect RUN --diagnose CORPUS` says.
+
+    - `effective_rank` by embedding: exponential of the entropy of its normalised spectrum (Roy
+      and Vetterli 2007); 1 is collapse.
+    - `alignment` by scale: mean squared distance of an image and its genes, 0 to 4, less is
+      better; `uniformity`: log mean Gaussian potential, 0 is collapse (Wang and Isola 2020).
+    - `slide_probe`: cross-validated accuracy of guessing the slide from raw vectors, and `chance`.
+    - `attention` by scale: spread of a spot's attention over image tokens relative to even
+      attention; 0 means that it does not look.
+
+    Terms that no slide can give are absent. A corpus without slides is a CorpusError.
+    """
+    from tqdm import tqdm
+
+    rng = np.random.default_rng(seed)
+    reader = Embedder(run, corpus=corpus)
+    found, rows = {}, {}
+    spread: dict[str, list[float]] = {scale: [] for scale in _PAIRS}
+    for id in tqdm(corpus.ids, desc="diagnose", unit="slide"):
+        slide = corpus.slide(id)
+        found[id] = reader.embed(slide)
+        n = slide.n_spots
+        rows[id] = np.sort(rng.choice(n, min(n, _SPOTS), replace=False))
+        for scale, values in spread.items():
+            try:
+                shares = image_attention(reader, slide, scale=scale)  # type: ignore[arg-type]
+            except ModelError:  # nothing to attend to, or no attention
+                continue
+            values.append(float(shares.std(axis=1).mean() * shares.shape[1]))
+    if not found:
+        raise CorpusError(f"{corpus.path} holds no slide")
+    result: dict[str, Any] = {"n_slides": len(found), "effective_rank": {}, "slide_probe": {}}
+    for name in _VECTORS:
+        parts = [_vectors(e, name, rows[id]) for id, e in found.items()]
+        if not sum(len(p) for p in parts):
+            continue
+        result["effective_rank"][name] = _effective_rank(parts)
+        if sum(len(p) >= _FOLDS for p in parts) > 1:
+            result["slide_probe"][name] = _slide_probe(parts, seed)
+    result |= _geometry(found, rows, rng)
+    result["attention"] = {scale: float(np.mean(v)) for scale, v in spread.items() if v}
+    return result
+
+
+def _vectors(embeddings: SlideEmbeddings, name: str, rows: NDArray[np.intp]) -> NDArray[Any]:
+    """[n, D] of the rows that hold something."""
+    image, counts = embeddings.has_image, embeddings.has_counts
+    present = {"r": image, "e": image, "u": counts, "t": counts}.get(name, image | counts)
+    values: NDArray[Any] = getattr(embeddings, name)[rows[present[rows]]].astype(np.float64)
+    return values
+
+
+def _effective_rank(parts: Sequence[NDArray[Any]]) -> float:
+    centred = np.concatenate([p - p.mean(axis=0) for p in parts if len(p)])
+    variance = np.linalg.eigvalsh(centred.T @ centred).clip(min=0)
+    share = variance / max(variance.sum(), 1e-30)
+    share = share[share > 0]
+    return float(np.exp(-(share * np.log(share)).sum()))
+
+
+def _slide_probe(parts: Sequence[NDArray[Any]], seed: int) -> dict[str, float]:
+    """Linear discriminant with shrinkage, five folds, slides weighing the same."""
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+
+    parts = [p for p in parts if len(p) >= _FOLDS]
+    slide = np.repeat(np.arange(len(parts)), [len(p) for p in parts])
+    model = LinearDiscriminantAnalysis(
+        solver="lsqr", shrinkage="auto", priors=np.full(len(parts), 1 / len(parts))
+    )
+    folds = StratifiedKFold(_FOLDS, shuffle=True, random_state=seed)
+    guess = cross_val_predict(model, np.concatenate(parts), slide, cv=folds)
+    hits = [float((guess[slide == k] == k).mean()) for k in range(len(parts))]
+    return {"accuracy": float(np.mean(hits)), "chance": 1 / len(parts)}
+
+
+def _geometry(
+    found: Mapping[str, SlideEmbeddings],
+    rows: Mapping[str, NDArray[np.intp]],
+    rng: np.random.Generator,
+) -> dict[str, dict[str, float]]:
+    """Alignment and uniformity of the normalised pairs that training pulls together."""
+    alignment, uniformity = {}, {}
+    for scale, (image, gene) in _PAIRS.items():
+        pairs = []
+        for id, e in found.items():
+            both = rows[id][(e.has_image & e.has_counts)[rows[id]]]
+            pairs.append([_unit(getattr(e, name)[both]) for name in (image, gene)])
+        seen, genes = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
+        if len(seen) < 2:
+            continue
+        alignment[scale] = float(((seen - genes) ** 2).sum(axis=1).mean())
+        one, other = rng.integers(0, len(seen), (2, _SPOTS * 10))
+        apart = ((seen[one] - seen[other]) ** 2).sum(axis=1)[one != other]
+        uniformity[scale] = float(np.log(np.exp(-2 * apart).mean()))
+    return {"alignment": alignment, "uniformity": uniformity}
+
+
+def _unit(values: NDArray[Any]) -> NDArray[np.float64]:
+    values = values.astype(np.float64)
+    return np.asarray(values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12))
