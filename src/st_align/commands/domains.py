@@ -73,7 +73,7 @@ def find_domains(
 def slide_domains(adata: AnnData, request: DomainRequest) -> dict[str, Any]:
     """Domains of one embedded slide into its `obs` and notes; what was done, with scores."""
     labels, method = labels_of(adata, request.label_key), request.method or "consensus"
-    x, use, views = _views(adata, request.use, method)
+    x, use, views = views_of(adata, request.use, method)
     found = assign_domains(
         x,
         number_of(request.n_domains),
@@ -98,7 +98,7 @@ def slide_domains(adata: AnnData, request: DomainRequest) -> dict[str, Any]:
     return entry
 
 
-def _views(
+def views_of(
     adata: AnnData, asked: str | None, method: str
 ) -> tuple[NDArray[np.float64], str, list[View]]:
     """What is clustered, its name, and what a consensus is fitted on: the use asked for, or the
