@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import typer
 
+import hest_files
 import sources
 from st_align import cli
 from st_align.errors import ConfigError
@@ -60,7 +61,9 @@ def verbs() -> dict[str, typer.core.TyperCommand]:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> Path:
-    """What the verbs read: two slides with labels, a corpus, a run, an embedded slide, a head."""
+    """What the verbs read: two slides with labels, a corpus, a run, an embedded slide, a head, a
+    task of HEST-bench.
+    """
     root = tmp_path_factory.mktemp("contract")
     (root / "small.toml").write_text(SMALL)
     rows = ["barcode,slide,label"]
@@ -69,6 +72,7 @@ def root(tmp_path_factory) -> Path:
         side = np.where(part.xy[:, 0] < np.median(part.xy[:, 0]), "left", "right")
         rows += [f"{b},{part.id},{s}" for b, s in zip(part.barcodes, side, strict=True)]
     (root / "obs.csv").write_text("\n".join(rows) + "\n")
+    hest_files.write_task(root / "task", ["H1", "H2"], ["GENE1", "GENE2"])
     for words in (
         ["prepare", root / "slides", "--out", root / "corpus", "--obs", root / "obs.csv"],
         ["train", root / "corpus", "--out", root / "run", "--config", root / "small.toml",
@@ -109,13 +113,28 @@ def call(verb: str, root: Path, out: Path) -> list[object]:
         "retrieve": [f"{slide}::{spot}", "--in", slide, "--out", out / "r.csv"],
         "report": [run, "--out", out / "report.html"],
         "view": [slide, "--out", out / "view.html"],
+        "bench domains": [
+            corpus, "--label-key", "label", "--runs", 2, "--rows", "Scanpy-style PCA",
+            "--out", out / "bench",
+        ],
+        "bench genes": [
+            corpus, "--genes", "GENE1,GENE2", "--test-patients", "S2", "--out", out / "bench",
+        ],
+        "bench retrieval": [corpus, "--model", run, "--out", out / "bench"],
+        "bench ablation": [
+            corpus, "--label-key", "label", "--hold-out-slide", "S2", "--genes", "GENE1",
+            "--config", root / "small.toml", "--seeds", 1, "--out", out / "bench",
+        ],
+        "bench hest": [root / "task", "--out", out / "bench"],
+        "bench speed": ["epoch", "--corpus", corpus, "--out", out / "bench"],
     }[verb]  # fmt: skip
 
 
 def result_of(verb: str, root: Path, out: Path, words: list[object] | None = None) -> dict:
     given = call(verb, root, out) if words is None else words
     assert command(*verb.split(), *given, "--json", out / "result.json") == 0
-    return json.loads((out / "result.json").read_text())
+    text = (out / "result.json").read_text()
+    return json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
 
 
 def test_every_verb_has_a_schema_and_every_schema_a_verb():
@@ -192,7 +211,8 @@ def test_what_was_not_foreseen_is_exit_1(root, tmp_path, capsys, monkeypatch):
 
 @pytest.mark.parametrize(
     "verb",
-    ["simulate", "train", "domains"],
-)
+    ["simulate", "train", "domains", "bench domains", "bench genes", "bench retrieval",
+     "bench speed"],
+)  # fmt: skip
 def test_chance_takes_a_seed(verb):
     assert any("--seed" in option.opts for option in verbs()[verb].params)

@@ -18,7 +18,7 @@ def means(result: dict) -> pd.Series:
 
 def test_the_demo_goes_the_whole_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "demo"
-    result = run_demo(out, slides=4, spots=160, epochs=3)
+    result = run_demo(out, slides=4, spots=100, epochs=3)
     page = Path(result["report"]).read_text()
     assert "<script" not in page.lower()
     assert "http-equiv" in page.lower()
@@ -26,7 +26,7 @@ def test_the_demo_goes_the_whole_way(tmp_path: Path, capsys: pytest.CaptureFixtu
     adata = anndata.read_h5ad(out / "P2_S1.h5ad")
     assert "X_stalign" in adata.obsm
     assert "stalign_domain" in adata.obs
-    assert adata.obsm["stalign_predicted"].shape == (160, 12)
+    assert adata.obsm["stalign_predicted"].shape == (100, 12)
     score = means(result)
     assert score["mse", "ST-Align"] < score["mse", "mean predictor"]
     assert {"ST-Align", "PCA + k-means", "linear niche baseline"} == set(score["ari"].index)

@@ -107,6 +107,14 @@ def test_verbs_and_options_that_are_written_exist() -> None:
     assert seen > 40
 
 
+def test_every_verb_is_in_the_reference_and_in_the_changes() -> None:
+    from st_align.schemas import names
+
+    for verb in (name.replace("-", " ", 1) for name in names()):
+        for page in (DOCS / "cli.md", ROOT / "CHANGELOG.md"):
+            assert re.search(rf"`{verb}\b", page.read_text()), f"{page.name}: {verb}"
+
+
 def commands(code: str) -> list[list[str]]:
     """The `st-align ...` commands of a shell block, as words."""
     lines = re.sub(r"\\\n", " ", code).splitlines()

@@ -78,7 +78,7 @@ def drill(folder: Path, points: range) -> None:
 
 
 def test_training_killed_at_some_file_operations(tmp_path):
-    drill(tmp_path, range(2, LAST, 24))
+    drill(tmp_path, range(2, LAST, 55))
 
 
 @pytest.mark.slow

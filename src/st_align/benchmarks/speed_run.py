@@ -57,7 +57,8 @@ WHAT: dict[str, Callable[[_Job], Iterator[Figure]]] = {
     "neighbors": lambda job: speed_graph.neighbours(job.seed),
     "domains": lambda job: speed_graph.domains(job.seed),
     "epoch": lambda job: speed_train.epoch(job.corpus()),
-    "memory": lambda job: speed_train.memory(job.small(), job.large()),
+    # The large one first: where it is not given, nothing is simulated in vain.
+    "memory": lambda job: speed_train.memory(large=job.large(), small=job.small()),
     "start": lambda _: speed_graph.start(),
 }
 
