@@ -479,8 +479,8 @@ def test_features_of_other_weights_are_no_start(on_disk, tmp_path, monkeypatch):
 
 def test_readouts_are_fitted_on_training_slides_of_any_number(on_disk, tmp_path, monkeypatch):
     corpus, config, _ = on_disk
-    monkeypatch.setattr(train_module, "_READOUT_SPOTS", 10)
-    monkeypatch.setattr(train_module, "_READOUT_SLIDES", 1)
+    monkeypatch.setattr("st_align.readout._SPOTS", 10)
+    monkeypatch.setattr("st_align.readout._SLIDES", 1)
     run = train(corpus, config, tmp_path / "run")
     assert run.readouts.axes["gene"].shape[1] == 9  # ten spots of one slide, centred
 

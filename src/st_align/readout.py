@@ -21,12 +21,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from st_align.config import Use
-from st_align.embedding import SlideVectors
+from st_align.embedding import SlideVectors, embed_spots
 from st_align.errors import ModelError, nearest
 from st_align.keys import USES
 from st_align.linear import LINEAR_USES, LinearAxes, LinearUse, centred, fit_linear
+from st_align.loader import NicheGenes, SpotData
+from st_align.model import STAlign
 
 MAX_AXES = 32
+_SPOTS, _SLIDES = 20_000, 64
 _REFERENCE = 4_000
 """Training spots kept: mixtures of up to 15 components on 30 axes need no more."""
 
@@ -68,6 +71,23 @@ class TrainingSpots:
 
     vectors: SlideVectors
     niches: NDArray[np.float32] | None
+
+
+def training_spots(model: STAlign, data: SpotData) -> list[TrainingSpots]:
+    """Spots of training slides spread over each of them: 20,000 in all, of 64 slides at most."""
+    chosen = range(0, len(data.slides), -(-len(data.slides) // _SLIDES))
+    most = _SPOTS // len(chosen)
+    found = []
+    for number in chosen:
+        start, stop = data.starts[number : number + 2]
+        ids = np.unique(np.linspace(start, stop - 1, min(stop - start, most)).astype(np.int64))
+        vectors = embed_spots(model, data, ids)
+        source, known = data.slides[number].sources.get("niche_gene"), vectors.has_counts
+        niches = None
+        if isinstance(source, NicheGenes) and known.any():
+            niches = source.read((ids - start)[known])[0]
+        found.append(TrainingSpots(vectors=vectors, niches=niches))
+    return found
 
 
 def fit_readouts(slides: Sequence[TrainingSpots], rng: np.random.Generator) -> Readouts:

@@ -45,17 +45,16 @@ from st_align.checkpoint import (
     save_state,
 )
 from st_align.config import Config, LossConfig
-from st_align.embedding import embed_spots
 from st_align.errors import OutputError, TrainingError, require_new_or_empty
 from st_align.expression import Panel, read_panel
 from st_align.files import read_json
 from st_align.job import StopSignals, launch, require_agreed, step_rng, together
-from st_align.loader import NicheGenes, prefetch
+from st_align.loader import prefetch
 from st_align.loss import StAlignLoss, clamp_logit_scale
 from st_align.model import STAlign
 from st_align.optim import build_optimizer, moments, restore_moments, set_rates
 from st_align.plan import Plan, plan_training, require_same_run
-from st_align.readout import TrainingSpots, fit_readouts
+from st_align.readout import fit_readouts, training_spots
 from st_align.sampling import global_batch, rank_rows, steps_per_epoch
 from st_align.schedules import learning_rate, weight_decay
 from st_align.splits import Splits, split_slides
@@ -69,7 +68,6 @@ SAVE_EVERY_S = 300.0
 _LINES = 200
 """About as many lines of metrics a run has, whatever its length."""
 _SAY_EVERY_S = 10.0
-_READOUT_SPOTS, _READOUT_SLIDES = 20_000, 64
 
 
 def train(
@@ -319,25 +317,9 @@ class _Trainer:
         """Fit the readouts on training slides and mark the run as finished."""
         if not self.fabric.is_global_zero:
             return
-        data, model = self.plan.data, self.plan.model
-        every = -(-len(data.slides) // _READOUT_SLIDES)
-        chosen = range(0, len(data.slides), every)
-        most = _READOUT_SPOTS // len(chosen)
-        spots = []
-        for number in chosen:
-            start, stop = data.starts[number : number + 2]
-            ids = np.unique(np.linspace(start, stop - 1, min(stop - start, most)).astype(np.int64))
-            vectors = embed_spots(model, data, ids)
-            niches = data.slides[number].sources.get("niche_gene")
-            known = vectors.has_counts & isinstance(niches, NicheGenes)
-            spots.append(
-                TrainingSpots(
-                    vectors=vectors,
-                    niches=niches.read((ids - start)[known])[0] if niches and known.any() else None,
-                )
-            )
-        seed = self.plan.config.optim.seed
-        save_readouts(self.out, fit_readouts(spots, np.random.default_rng((seed, _READOUT_SPOTS))))
+        rng = np.random.default_rng((self.plan.config.optim.seed, self.plan.length.steps))
+        spots = training_spots(self.plan.model, self.plan.data)
+        save_readouts(self.out, fit_readouts(spots, rng))
         self.save_model(self.plan.length.steps, finished=True)
 
 
