@@ -14,7 +14,7 @@ from scipy import sparse
 import toy_run
 from st_align.benchmarks.bootstrap import compare
 from st_align.benchmarks.genes import GenesRequest, bench_genes
-from st_align.benchmarks.genes_data import gene_panel, patient_folds, targets, usable
+from st_align.benchmarks.genes_data import patient_folds, usable
 from st_align.benchmarks.genes_models import (
     BY_TRAINING,
     PER_SLIDE,
@@ -31,6 +31,7 @@ from st_align.corpus_build import build_corpus
 from st_align.errors import ConfigError, ModelError, SlideError
 from st_align.expression import Panel
 from st_align.infer import without_counts
+from st_align.targets import gene_panel, targets
 from toy_slides import toy_ref
 from toys import toy_prepared
 

@@ -11,18 +11,13 @@ import toy_run
 from st_align.colour import N_STATISTICS
 from st_align.errors import ConfigError, ModelError, SlideError
 from st_align.expression import log_normalise
+from st_align.geometry import ring_mean
+from st_align.image_blocks import image_blocks
 from st_align.infer import Embedder, without_counts, without_image
-from st_align.predict import (
-    Head,
-    _folds,
-    fit_head,
-    image_features,
-    predict,
-    score,
-    top_hvg,
-)
-from st_align.ridge import PENALTIES, choose_alpha, moments, solve, total
+from st_align.predict import Head, fit_head, predict, score, top_hvg
+from st_align.ridge import PENALTIES, choose_alpha, leading_axes, moments, solve, total
 from st_align.slide import Niche
+from st_align.targets import inner_folds
 from toys import toy_prepared
 
 GENES = ["GENE0", "GENE29", "GENE3"]
@@ -101,7 +96,7 @@ def test_nothing_that_reads_counts_is_called(reader, slides, head, monkeypatch):
         raise AssertionError("counts were read")
 
     monkeypatch.setattr("st_align.infer.panel_expression", forbidden)
-    monkeypatch.setattr("st_align.predict._expression", forbidden)
+    monkeypatch.setattr("st_align.predict.targets", forbidden)
     assert len(predict(head, reader, slides[3])) == slides[3].n_spots
 
 
@@ -119,13 +114,45 @@ def test_the_mean_of_a_gene_is_that_of_the_training_spots(slides, head):
     np.testing.assert_allclose(head.means, np.concatenate(values).mean(axis=0), rtol=1e-5)
 
 
-def test_features_are_standardised_by_the_slides_own_image(reader, slides):
-    features = image_features(reader, slides[0])
-    assert features.shape == (slides[0].n_spots, 8 + 8 + 6 + N_STATISTICS)
+def test_every_block_is_standardised_by_the_slides_own_image(reader, slides):
+    blocks = image_blocks(reader, slides[0])
+    features, widths = blocks.features(), [6, N_STATISTICS, 6, N_STATISTICS, 6]
+    assert features.shape == (slides[0].n_spots, sum(widths))
     np.testing.assert_allclose(features.mean(axis=0), 0, atol=1e-4)
-    widths = [8, 8, N_STATISTICS, 6]
     spread = np.repeat(widths, widths) ** -0.5
     np.testing.assert_allclose(features.std(axis=0), spread, rtol=1e-3)
+
+
+def test_the_encoder_of_the_niche_also_sees_the_spot(reader, slides):
+    blocks = image_blocks(reader, slides[0])
+    seen = toy_run.ColourEncoder().encode_images(slides[0].spot_patches).pooled.numpy()
+    np.testing.assert_allclose(blocks.ringed[0], seen, atol=1e-3)
+    assert not np.allclose(blocks.plain[0], seen, atol=1e-3)
+    mean = ring_mean(seen, slides[0].niches["lattice"].neighbors)
+    scaled = (mean - mean.mean(axis=0)) / mean.std(axis=0) / np.sqrt(6)
+    at = 6 + N_STATISTICS
+    np.testing.assert_allclose(blocks.features()[:, at : at + 6], scaled, atol=0.02)
+
+
+def test_without_a_frozen_encoder_the_runs_own_embeddings_are_read(
+    run, reader, slides, monkeypatch
+):
+    monkeypatch.setattr("st_align.image_blocks._frozen", lambda *_: None)
+    blocks, found = image_blocks(reader, slides[0]), reader.embed(without_counts(slides[0]))
+    np.testing.assert_array_equal(blocks.ringed[0], found.r)
+    np.testing.assert_array_equal(blocks.plain[0], found.e)
+    head = fit_head(run, slides[:3], GENES)
+    assert score(predict(head, reader, slides[3]), slides[3], head)["pcc"] > 0.4
+
+
+def test_constant_columns_are_left_out(reader, slides):
+    flat = slides[0].spot_patches.copy()
+    flat[..., 2] = 7
+    slide = dataclasses.replace(slides[0], spot_patches=flat)
+    features = image_blocks(reader, slide).features()
+    assert np.isfinite(features).all()
+    assert (features[:, 6 + 2] == 0).all()
+    assert features.var(axis=0).sum() == pytest.approx(5, rel=1e-2)
 
 
 def test_a_head_is_one_file(reader, slides, head, tmp_path):
@@ -157,7 +184,7 @@ def test_a_file_that_is_no_head(tmp_path):
         Head.load(path)
 
 
-@pytest.mark.parametrize("version", [1, 3])
+@pytest.mark.parametrize("version", [2, 4])
 def test_a_head_of_another_version_says_so(head, tmp_path, version):
     from safetensors import safe_open
     from safetensors.numpy import save_file
@@ -168,7 +195,7 @@ def test_a_head_of_another_version_says_so(head, tmp_path, version):
         facts = json.loads(file.metadata()["st-align-head"])
     facts |= {"schema_version": version, "a new fact": 0}
     save_file({"other": np.zeros(2)}, path, metadata={"st-align-head": json.dumps(facts)})
-    with pytest.raises(ModelError, match=rf"expected: schema version 2\n.*found: +{version}\n"):
+    with pytest.raises(ModelError, match=rf"expected: schema version 3\n.*found: +{version}\n"):
         Head.load(path)
 
 
@@ -293,14 +320,14 @@ def test_a_slide_of_empty_spots_is_passed_over(run, reader, slides):
 
 
 def test_folds_are_patients_else_slides_else_strips(slides):
-    folds, kind = _folds(slides)
-    assert kind == "patients"
+    folds, what = inner_folds(slides)
+    assert what == "patients"
     assert [int(folds[s.id][0]) for s in slides] == [0, 0, 1, 1]
-    folds, kind = _folds(slides[:2])
-    assert kind == "slides"
+    folds, what = inner_folds(slides[:2])
+    assert what == "slides"
     assert folds["s0"][0] != folds["s1"][0]
-    folds, kind = _folds(slides[:1])
-    assert kind == "blocks"
+    folds, what = inner_folds(slides[:1])
+    assert what == "blocks"
     along = slides[0].spots["x"].to_numpy()
     strips = folds["s0"][np.argsort(along, kind="stable")]
     assert (np.diff(strips) >= 0).all()
@@ -311,6 +338,45 @@ def test_one_slide_is_enough_to_fit(run, slides):
     head = fit_head(run, slides[:1], GENES)
     assert head.folds == "blocks"
     assert np.isfinite(head.weights).all()
+
+
+def test_spots_without_neighbours_are_fitted_and_predicted(run, reader, slides):
+    def lone(slide):
+        niche = slide.niches["lattice"]
+        alone = np.full_like(niche.neighbors, -1)
+        alone[:, 0] = np.arange(slide.n_spots)
+        apart = dataclasses.replace(niche, neighbors=alone)
+        return dataclasses.replace(slide, niches={"lattice": apart})
+
+    head = fit_head(run, [lone(s) for s in slides[:2]], GENES)
+    result = score(predict(head, reader, lone(slides[3])), lone(slides[3]), head)
+    assert result["mse"] < result["mse_mean_predictor"]
+    assert result["pcc"] > 0.4
+
+
+def test_two_spots_are_enough_to_predict(reader, head, rng):
+    pair = toy_prepared(rng, id="pair", rows=1, cols=2)
+    assert np.isfinite(predict(head, reader, pair).to_numpy()).all()
+
+
+def test_predictions_do_not_depend_on_the_order_of_the_spots(reader, slides, head, rng):
+    slide, order = slides[3], rng.permutation(slides[3].n_spots)
+    place, niche = np.argsort(order), slides[3].niches["lattice"]
+    members = niche.neighbors[order]
+    moved = Niche(
+        neighbors=np.where(members >= 0, place[members], -1).astype(np.int32),
+        boxes=niche.boxes[order],
+        patches=niche.patches[order],
+    )
+    shuffled = dataclasses.replace(
+        without_counts(slide),
+        spots=slide.spots.iloc[order].reset_index(drop=True),
+        spot_patches=slide.spot_patches[order],
+        niches={"lattice": moved},
+    )
+    found = predict(head, reader, shuffled)
+    expected = predict(head, reader, slide).loc[found.index]
+    np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 def test_top_genes_are_those_of_a_panel(slides):
@@ -348,6 +414,23 @@ def test_the_error_from_sums_is_that_of_predicting_the_fold(rng):
         errors.append(np.mean(fold_errors))
     assert choice.error == pytest.approx(min(errors))
     assert choice.alpha == pytest.approx(penalties[int(np.argmin(errors))])
+
+
+def test_ridge_on_axes_that_span_the_rows_is_ridge_on_the_features(rng):
+    x, y = ridge_data(rng, n=30, d=50)
+    axes, every = leading_axes([x[:10], x[10:]], 100), np.ones(3, bool)
+    assert axes.shape == (50, 30)
+    np.testing.assert_allclose(axes.T @ axes, np.eye(30), atol=1e-5)
+    short = axes @ solve(moments(x @ axes, y, every), 0.3)
+    np.testing.assert_allclose(short, solve(moments(x, y, every), 0.3), atol=1e-4)
+
+
+def test_of_many_axes_the_first_are_kept(rng):
+    x = rng.normal(size=(40, 6)) * np.array([9, 7, 5, 0.1, 0.1, 0])
+    axes = leading_axes([x], 3)
+    np.testing.assert_allclose(np.abs(axes[:3]).max(axis=0), 1, atol=0.2)
+    assert axes.shape == (6, 3)
+    assert leading_axes([x], 9).shape == (6, 5)
 
 
 def test_noise_is_answered_with_the_mean(rng):

@@ -108,7 +108,7 @@ class Embedder:
 
         """
         run = self.run
-        slide, ignored = _fitting(run, slide)
+        slide, ignored = fitting_slide(run, slide)
         expression = self._expression(slide)
         seen = self.image_features(slide) if features is None else features
         frozen = {
@@ -315,7 +315,7 @@ def _csr(counts: Any) -> Any:
     return sparse.csr_matrix(counts)
 
 
-def _fitting(run: Run, slide: PreparedSlide) -> tuple[PreparedSlide, tuple[str, ...]]:
+def fitting_slide(run: Run, slide: PreparedSlide) -> tuple[PreparedSlide, tuple[str, ...]]:
     """The slide as the run can read it; what had to be ignored is said."""
     spec, preprocess = run.config.data.niche, run.preprocess
     ignored: tuple[str, ...] = ()

@@ -1,20 +1,19 @@
-"""Expression from the image alone: a ridge head on what a run sees in a slide's picture.
+"""Expression from the image alone: a ridge head on what frozen encoders and colour say of a slide.
 
-    features   r, e, the frozen niche-image vector and the colours of a spot, each standardised
-               within the slide by the slide's own images and weighing the same; averaged over
-               `rings` lattice rings
-    target     log1p CP10k less the mean of the gene on its training slide
-    answer     training mean + features @ weights
+    features   blocks of the spot's and the niche's image, standardised within the slide
+               (`image_blocks`)
+    target     log1p CP10k averaged over the niche, less the gene's mean on its training slide
+    answer     training mean + (features @ weights) averaged over the niche
 
-Nothing that predicts can reach counts: `image_features` strips them before anything is read.
+Nothing that predicts can reach counts: `image_blocks` strips them before anything is read.
 
-Shape letters: N spots, D features, g genes, A penalties.
+Shape letters: N spots, D features, g genes, A axes.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,25 +24,27 @@ from numpy.typing import NDArray
 
 from st_align.batch import Role
 from st_align.checkpoint import Run
-from st_align.colour import colour_statistics
-from st_align.errors import ConfigError, ModelError, SlideError, nearest, require_file
-from st_align.expression import Panel, choose_panel, log_normalise, panel_columns
+from st_align.errors import ModelError, SlideError, require_file
+from st_align.expression import Panel, choose_panel
 from st_align.features import Features
 from st_align.geometry import ring_mean
-from st_align.infer import Embedder, run_hash, without_counts
+from st_align.image_blocks import ImageBlocks, image_blocks
+from st_align.infer import Embedder, run_hash
 from st_align.provenance import licences
-from st_align.ridge import Moments, choose_alpha, moments, solve, total
+from st_align.ridge import Moments, choose_alpha, leading_axes, moments, solve, total
 from st_align.slide import PreparedSlide
+from st_align.targets import Targets, gene_panel, inner_folds, targets
 
 if TYPE_CHECKING:
     from st_align.corpus import Corpus
 
-RINGS = (0, 1, 2)
-"""How far features are averaged over the lattice; the inner cross-validation chooses."""
-_BLOCKS = 5
-_MAX_FOLDS = 5
+N_AXES = 512
+"""Principal axes of the training features that a head is fitted on: with all of them, its figures
+on her2st are the same within .001."""
+_AXES_SPOTS = 1536
+"""Training spots, spread over slides, that the axes are taken from."""
 _META = "st-align-head"
-_SCHEMA = 2
+_SCHEMA = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,11 +57,10 @@ class Head:
     """[D, g]"""
     means: NDArray[np.float32]
     """[g] mean of each gene over the training spots, log1p CP10k: the mean predictor."""
-    rings: int
     alpha: float
     cv_error: float
-    """Squared error over variance in the inner cross-validation, mean over genes; 1 is the
-    predictor of the mean.
+    """Squared error over variance of the averaged targets in the inner cross-validation, mean
+    over genes; 1 is the predictor of the mean.
     """
     folds: str
     """What was left out in turn: 'patients', 'slides' or 'blocks'."""
@@ -127,9 +127,9 @@ def fit_head(
 ) -> Head:
     """Fit `genes` on slides that have an image and counts.
 
-    The penalty and the number of rings are those with the least error when patients are left
-    out in turn; slides where there is one patient; strips of the slide where there is one slide.
-    A gene that some slides did not measure is fitted on the others.
+    The penalty is the one with the least error when patients are left out in turn; slides where
+    there is one patient; strips of the slide where there is one slide. A gene that some slides
+    did not measure is fitted on the others.
 
     Args:
         run: a finished run.
@@ -147,31 +147,33 @@ def fit_head(
     from tqdm import tqdm
 
     usable = [s for s in slides if s.has_image and s.counts is not None and s.total_umi.any()]
-    panel = _known_genes(genes, usable, len(slides))
-    folds, kind = _folds(usable)
+    _require_spots(usable, len(slides))
+    panel, folds = gene_panel(genes, usable), inner_folds(usable)
     reader = Embedder(run, corpus=corpus)
-    parts: dict[int, dict[int, Moments]] = {rings: {} for rings in RINGS}
-    mean_sum, mean_n = np.zeros((2, len(panel)))
-    for slide in tqdm(usable, desc="image features", disable=not progress):
-        target, measured, use = _expression(slide, panel)
-        mean_sum[measured] += target[use][:, measured].sum(axis=0)
-        mean_n[measured] += use.sum()
-        target[:, measured] -= target[use][:, measured].mean(axis=0)
-        for rings, features in _ringed(reader, slide):
-            for fold in np.unique(folds[slide.id][use]):
-                rows = use & (folds[slide.id] == fold)
-                _add(parts[rings], fold, moments(features[rows], target[rows], measured))
-    choices = {rings: choose_alpha(list(part.values())) for rings, part in parts.items()}
-    rings = min(choices, key=lambda r: choices[r].error)
-    alpha, error = choices[rings]
+    bar = tqdm(usable, desc="image features", disable=not progress)
+    seen = {slide.id: image_blocks(reader, slide) for slide in bar}
+    axes = _axes(usable, seen)
+    parts: dict[int, Moments] = {}
+    sums, counted = np.zeros((2, len(panel)))
+    for slide in tqdm(usable, desc="fit", disable=not progress):
+        found = targets(slide, panel)
+        use = found.valid
+        sums += np.where(found.measured, found.values[use].sum(axis=0), 0)
+        counted += np.where(found.measured, use.sum(), 0)
+        taught = _taught(found, seen[slide.id].members)
+        coordinates = seen[slide.id].features() @ axes
+        for fold in np.unique(folds.of[slide.id][use]).tolist():
+            rows = use & (folds.of[slide.id] == fold)
+            part = moments(coordinates[rows], taught[rows], found.measured)
+            parts[fold] = parts[fold] + part if fold in parts else part
+    alpha, error = choose_alpha(list(parts.values()))
     return Head(
         panel=panel,
-        weights=solve(total(list(parts[rings].values())), alpha).astype(np.float32),
-        means=(mean_sum / mean_n).astype(np.float32),
-        rings=rings,
+        weights=(axes @ solve(total(list(parts.values())), alpha)).astype(np.float32),
+        means=(sums / counted).astype(np.float32),
         alpha=alpha,
         cv_error=error,
-        folds=kind,
+        folds=folds.what,
         model_hash=run_hash(run),
         slides={s.id: s.patient for s in sorted(usable, key=lambda s: s.id)},
         n_spots=int(sum((s.total_umi > 0).sum() for s in usable)),
@@ -196,9 +198,10 @@ def predict(
 
     """
     head.require_run(reader.run)
-    seen = dict(_ringed(reader, slide, (head.rings,), features))[head.rings]
+    blocks = image_blocks(reader, slide, features)
+    values = ring_mean(blocks.features() @ head.weights, blocks.members) + head.means
     # Expression is not negative, so that cutting at 0 can only bring an answer nearer.
-    values = np.maximum(seen @ head.weights + head.means, 0)
+    values = np.maximum(values, 0)
     barcodes = slide.spots["barcode"].astype(str)
     return pd.DataFrame(values, index=barcodes, columns=list(head.panel.genes))
 
@@ -213,7 +216,8 @@ def score(predicted: pd.DataFrame, slide: PreparedSlide, head: Head) -> dict[str
     """
     if slide.counts is None:
         raise SlideError(f"slide {slide.id!r} has no counts to score against")
-    target, measured, use = _expression(slide, head.panel)
+    found = targets(slide, head.panel)
+    target, measured, use = found.values, found.measured, found.valid
     if not use.any():
         raise SlideError(f"no spot of slide {slide.id!r} has counts to score against")
     guesses = predicted.to_numpy(np.float64)
@@ -239,34 +243,6 @@ def top_hvg(slides: Sequence[PreparedSlide], n: int) -> list[str]:
     return list(choose_panel(slides, n).genes)
 
 
-def image_features(
-    reader: Embedder,
-    slide: PreparedSlide,
-    features: Mapping[Role, Features | None] | None = None,
-) -> NDArray[np.float32]:
-    """[N, D] features standardised on the slide; its counts are dropped before it is read."""
-    if not slide.has_image:
-        raise SlideError(
-            f"slide {slide.id!r} has no image to predict from",
-            expected="a slide with its histology",
-            fix="give the image: --image FILE",
-        )
-    if slide.n_spots < 2:
-        raise SlideError(
-            f"slide {slide.id!r} has too few spots", expected="2 or more", found=str(slide.n_spots)
-        )
-    slide = without_counts(slide)
-    features = reader.image_features(slide) if features is None else features
-    seen = reader.embed(slide, features=features)
-    blocks = [seen.r, seen.e]
-    if slide.spot_patches is not None:
-        blocks.append(colour_statistics(slide.spot_patches))
-    frozen = features.get("niche_image")
-    if frozen is not None:
-        blocks.append(np.asarray(frozen.pooled, np.float32))
-    return np.concatenate([_standardised(block) for block in blocks], axis=1)
-
-
 def _require_schema(path: Path, version: int) -> None:
     """ModelError unless a head is of this version: others may hold anything."""
     if version != _SCHEMA:
@@ -278,88 +254,28 @@ def _require_schema(path: Path, version: int) -> None:
         )
 
 
-def _add(sums: dict[int, Moments], fold: int, part: Moments) -> None:
-    sums[fold] = sums[fold] + part if fold in sums else part
-
-
-def _standardised(block: NDArray[np.float32]) -> NDArray[np.float32]:
-    """[N, D] with mean 0, equal spread of all columns that vary, and a total variance of 1: a
-    wide block weighs as much as a narrow one.
-    """
-    spread = block.std(axis=0)
-    varies = spread > 1e-6
-    values = (block - block.mean(axis=0)) / np.where(varies, spread, 1)
-    return np.where(varies, values / np.sqrt(max(varies.sum(), 1)), 0).astype(np.float32)
-
-
-def _ringed(
-    reader: Embedder,
-    slide: PreparedSlide,
-    wanted: Sequence[int] = RINGS,
-    seen: Mapping[Role, Features | None] | None = None,
-) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """Features averaged over 0, 1, 2, ... rings, for the numbers `wanted`."""
-    features = image_features(reader, slide, seen)
-    members = np.asarray(slide.niches[reader.run.config.data.niche].neighbors)
-    for rings in range(max(wanted) + 1):
-        if rings:
-            features = ring_mean(features, members)
-        if rings in wanted:
-            yield rings, features
-
-
-def _expression(
-    slide: PreparedSlide, panel: Panel
-) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_]]:
-    """log1p CP10k [N, g] (0 where not measured), genes measured [g], spots with counts [N]."""
-    if slide.genes is None or slide.counts is None:
-        raise ValueError(f"slide {slide.id} has no counts")
-    columns = panel_columns(slide.genes, panel)
-    measured = columns >= 0
-    values = np.zeros((slide.n_spots, len(panel)))
-    matrix, valid = log_normalise(slide.counts[:, columns[measured]], slide.total_umi)
-    values[:, measured] = matrix.toarray()
-    return values, measured, valid
-
-
-def _known_genes(genes: Sequence[str], slides: Sequence[PreparedSlide], n_given: int) -> Panel:
-    """The genes asked for, with their Ensembl ids where a slide knows them."""
-    if not slides or sum(int((s.total_umi > 0).sum()) for s in slides) < 2:
+def _require_spots(usable: Sequence[PreparedSlide], n_given: int) -> None:
+    """SlideError where there is nothing to fit on."""
+    if sum(int((s.total_umi > 0).sum()) for s in usable) < 2:
         raise SlideError(
             "there is no slide to fit genes on",
             expected="a slide with an image and counts, and 2 spots or more",
-            found=f"{n_given} slides, {len(slides)} of them with both",
+            found=f"{n_given} slides, {len(usable)} of them with both",
         )
-    wanted = list(dict.fromkeys(genes))
-    ids: dict[str, str] = {}
-    for slide in slides:
-        if slide.genes is not None:
-            names = zip(slide.genes.symbols.tolist(), slide.genes.ensembl.tolist(), strict=True)
-            ids |= {symbol: ids.get(symbol) or ensembl for symbol, ensembl in names}
-    unknown = [gene for gene in wanted if gene not in ids]
-    if not wanted or unknown:
-        raise ConfigError(
-            f"gene {unknown[0]!r} was measured on no slide" if unknown else "no gene was given",
-            found=f"{len(unknown)} of {len(wanted)} genes unknown" if unknown else None,
-            fix=nearest(unknown[0], ids) if unknown else "name genes, or use --top-hvg",
-        )
-    return Panel(genes=tuple(wanted), ensembl=tuple(ids[gene] for gene in wanted))
 
 
-def _folds(slides: Sequence[PreparedSlide]) -> tuple[dict[str, NDArray[np.intp]], str]:
-    """Fold of every spot by slide: at most five folds of whole patients or whole slides, or
-    strips along the longer side of a single slide.
+def _axes(slides: Sequence[PreparedSlide], seen: Mapping[str, ImageBlocks]) -> NDArray[np.float32]:
+    """[D, A] principal axes of the training slides' features, each slide counting the same."""
+    each = max(_AXES_SPOTS // len(slides), 2)
+    return leading_axes([seen[s.id].features()[s.spread(each)] for s in slides], N_AXES)
+
+
+def _taught(found: Targets, members: NDArray[np.int32]) -> NDArray[np.float64]:
+    """[N, g] targets averaged over the niche and centred on the slide; a single spot's counts are
+    mostly noise.
     """
-    if len(slides) == 1:
-        xy = slides[0].spots[["x", "y"]].to_numpy(np.float64)
-        along = xy[:, int(np.ptp(xy, axis=0).argmax())]
-        rank = np.argsort(np.argsort(along, kind="stable"), kind="stable")
-        return {slides[0].id: rank * min(_BLOCKS, len(xy)) // len(xy)}, "blocks"
-    patients = {s.patient for s in slides}
-    group = {s.id: s.patient if len(patients) > 1 else s.id for s in slides}
-    number = {name: i % _MAX_FOLDS for i, name in enumerate(sorted(set(group.values())))}
-    folds = {s.id: np.full(s.n_spots, number[group[s.id]], np.intp) for s in slides}
-    return folds, "patients" if len(patients) > 1 else "slides"
+    smooth = ring_mean(found.values, members, found.valid)
+    return np.asarray(smooth - smooth[found.valid].mean(axis=0))
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -17,6 +17,8 @@ Floats = NDArray[np.float64]
 
 PENALTIES = np.logspace(-4, 1, 16)
 """Tried penalties, as shares of the features' total variance."""
+_SPANNED = 1e-8
+"""Share of the largest eigenvalue below which an axis is rounding."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,17 @@ def moments(
     x, y = features.astype(np.float64), np.where(measured, targets, 0).astype(np.float64)
     counted = np.where(measured, float(len(x)), 0.0)
     return Moments(x.T @ x, x.T @ y, (y**2).sum(axis=0), len(x), counted)
+
+
+def leading_axes(rows: Sequence[NDArray[np.floating]], most: int) -> NDArray[np.float32]:
+    """[D, A] the first principal axes, at most `most`, of centred rows [M, D] in parts.
+
+    Ridge on them is ridge on the D features where they span all rows; the cost is that of M.
+    """
+    stacked = np.concatenate(rows).astype(np.float64)
+    values, vectors = np.linalg.eigh(stacked @ stacked.T)
+    kept = np.flatnonzero(values > _SPANNED * max(values[-1], 1e-30))[-most:]
+    return np.asarray(stacked.T @ (vectors[:, kept] / np.sqrt(values[kept])), np.float32)
 
 
 def total(parts: Sequence[Moments]) -> Moments:

@@ -23,7 +23,7 @@ from st_align.benchmarks.ablation_cells import TABLE_3, Ablation, sensitivity, t
 from st_align.benchmarks.ablation_report import headline, markdown
 from st_align.benchmarks.audit import seen
 from st_align.benchmarks.cells import Bench, Cell, SkippedError, join
-from st_align.benchmarks.genes_data import NINE, gene_panel, usable
+from st_align.benchmarks.genes_data import NINE, usable
 from st_align.benchmarks.genes_models import PER_SLIDE, RidgePredictor, Task
 from st_align.benchmarks.genes_scores import score_slides
 from st_align.benchmarks.image_rows import Read, frozen, run_parts
@@ -44,6 +44,7 @@ from st_align.predict import top_hvg
 from st_align.provenance import json_hash
 from st_align.slide import PreparedSlide
 from st_align.splits import Splits, split_slides
+from st_align.targets import gene_panel
 from st_align.train import train
 
 RUNS = "runs"

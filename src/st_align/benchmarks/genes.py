@@ -21,7 +21,6 @@ from st_align.benchmarks.cells import Bench, Cell
 from st_align.benchmarks.genes_data import (
     NINE,
     Fold,
-    gene_panel,
     narrowed,
     patient_folds,
     usable,
@@ -54,6 +53,7 @@ from st_align.infer import run_hash, without_counts
 from st_align.predict import top_hvg
 from st_align.provenance import json_hash
 from st_align.slide import PreparedSlide
+from st_align.targets import gene_panel
 
 
 @dataclass(frozen=True, kw_only=True)

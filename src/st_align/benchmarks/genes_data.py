@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from st_align.errors import ConfigError, SlideError, nearest
-from st_align.expression import Panel, log_normalise, panel_columns
+from st_align.expression import Panel
 from st_align.slide import PreparedSlide
 
 CATEGORIES = {
@@ -33,17 +33,6 @@ class Fold:
     name: str
     train: tuple[str, ...]
     test: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Targets:
-    """Expression to predict: log1p CP10k `values` [N, g] (0 where not measured), genes `measured`
-    [g], spots `valid` [N] with a library.
-    """
-
-    values: NDArray[np.float64]
-    measured: NDArray[np.bool_]
-    valid: NDArray[np.bool_]
 
 
 def patient_folds(
@@ -105,43 +94,9 @@ def usable(slides: Sequence[PreparedSlide]) -> tuple[list[PreparedSlide], list[s
     return good, [s.id for s in slides if s.id not in kept]
 
 
-def gene_panel(names: Sequence[str], slides: Sequence[PreparedSlide]) -> Panel:
-    """The genes `names` with the Ensembl ids that slides know them by.
-
-    A gene that none of the slides measured is a ConfigError that names the nearest.
-    """
-    ids: dict[str, str] = {}
-    for slide in slides:
-        if slide.genes is not None:
-            for symbol, ensembl in zip(
-                slide.genes.symbols.tolist(), slide.genes.ensembl.tolist(), strict=True
-            ):
-                ids[symbol] = ids.get(symbol) or ensembl
-    unknown = [name for name in names if name not in ids]
-    if unknown:
-        raise ConfigError(
-            f"gene {unknown[0]!r} was measured on no training slide",
-            found=f"{len(unknown)} of {len(names)} genes unknown: {', '.join(unknown[:9])}",
-            fix=f"{nearest(unknown[0], ids)}; name genes with --genes, or use --top-hvg N",
-        )
-    return Panel(genes=tuple(names), ensembl=tuple(ids[name] for name in names))
-
-
 def narrowed(panel: Panel, kept: NDArray[np.bool_]) -> Panel:
     """The panel's genes where `kept` [g]."""
     at = np.flatnonzero(kept)
     return Panel(
         genes=tuple(panel.genes[i] for i in at), ensembl=tuple(panel.ensembl[i] for i in at)
     )
-
-
-def targets(slide: PreparedSlide, panel: Panel) -> Targets:
-    """What a predictor is to say of a slide with counts."""
-    if slide.genes is None or slide.counts is None:
-        raise SlideError(f"slide {slide.id!r} has no counts to learn from or to score against")
-    columns = panel_columns(slide.genes, panel)
-    measured = columns >= 0
-    values = np.zeros((slide.n_spots, len(panel)))
-    matrix, valid = log_normalise(slide.counts[:, columns[measured]], slide.total_umi)
-    values[:, measured] = matrix.toarray()
-    return Targets(values=values, measured=measured, valid=valid)

@@ -8,17 +8,17 @@ Shape letters: N spots, D features, g genes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from st_align.benchmarks.genes_data import Targets, targets
 from st_align.expression import Panel
 from st_align.ridge import Moments, choose_alpha, moments, solve, total
 from st_align.slide import PreparedSlide
+from st_align.targets import Targets, inner_folds, targets
 
 if TYPE_CHECKING:
     from st_align.checkpoint import Run
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 Features = Callable[[PreparedSlide], NDArray[np.float32]]
-_BLOCKS = 5
 
 MEAN = "mean predictor"
 PER_SLIDE = "standardised per slide"
@@ -100,7 +99,7 @@ class RidgePredictor:
         """Fit on the training slides, predict the test slides; not below 0."""
         per_slide = track == PER_SLIDE
         fitted = None if per_slide else Scaling.of([self._of(s) for s in task.train])
-        means, folds = task.means(), inner_folds(task.train)
+        means, folds = task.means(), inner_folds(task.train).of
         samples = []
         for slide, target in zip(task.train, task.training_targets(), strict=True):
             x = (fitted or Scaling.of([self._of(slide)])).apply(self._of(slide))
@@ -192,18 +191,3 @@ class HeadPredictor:
         head = fit_head(self.run, task.train, task.panel.genes, corpus=self.corpus)
         reader = Embedder(self.run, corpus=self.corpus)
         return {s.id: predict(head, reader, s).to_numpy(np.float64) for s in task.test}
-
-
-def inner_folds(slides: Sequence[PreparedSlide]) -> Mapping[str, NDArray[np.intp]]:
-    """[N] inner fold of every training spot, by slide: patients, else slides, else strips along
-    the longer side of the one slide.
-    """
-    if len(slides) == 1:
-        xy = slides[0].spots[["x", "y"]].to_numpy(np.float64)
-        along = xy[:, int(np.ptp(xy, axis=0).argmax())]
-        rank = np.argsort(np.argsort(along, kind="stable"), kind="stable")
-        return {slides[0].id: rank * min(_BLOCKS, len(xy)) // len(xy)}
-    by_patient = len({s.patient for s in slides}) > 1
-    group = {s.id: s.patient if by_patient else s.id for s in slides}
-    number = {name: i % _BLOCKS for i, name in enumerate(sorted(set(group.values())))}
-    return {s.id: np.full(s.n_spots, number[group[s.id]], np.intp) for s in slides}

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from st_align.benchmarks.cells import Cell
-from st_align.benchmarks.genes_data import targets
 from st_align.benchmarks.table import Row
 from st_align.expression import Panel
 from st_align.slide import PreparedSlide
+from st_align.targets import targets
 
 Floats = NDArray[np.float64]
 POOLED = "pcc_pooled"

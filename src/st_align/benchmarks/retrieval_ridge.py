@@ -14,12 +14,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from st_align.benchmarks.genes_models import Sample, Scaling, inner_folds, ridge_weights
+from st_align.benchmarks.genes_models import Sample, Scaling, ridge_weights
 from st_align.benchmarks.image_rows import Read
 from st_align.errors import SlideError
 from st_align.expression import Panel, choose_panel, panel_expression
 from st_align.geometry import ring_mean
 from st_align.slide import PreparedSlide
+from st_align.targets import inner_folds
 
 Floats = NDArray[np.float64]
 N_GENES, N_AXES = 1000, 32
@@ -61,7 +62,7 @@ def fit_ridge_retriever(
             "the corpus holds no training slide of the model with image and counts",
             fix="give the corpus it was trained on: the ridge retriever learns from those slides",
         )
-    panel, folds = choose_panel(train, N_GENES), inner_folds(train)
+    panel, folds = choose_panel(train, N_GENES), inner_folds(train).of
     axes, spread, weights = {}, {}, {}
     for scale in SCALES:
         covariance, n = np.zeros((len(panel), len(panel))), 0

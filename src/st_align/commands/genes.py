@@ -57,7 +57,6 @@ def fit_genes(
         "slides": sorted(head.slides),
         "n_spots": head.n_spots,
         "alpha": head.alpha,
-        "rings": head.rings,
         "cv_error": head.cv_error,
         "folds": head.folds,
         "out": str(out),
