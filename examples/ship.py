@@ -2,9 +2,8 @@
 
     python examples/ship.py RUN src/st_align/models/NAME
 
-Weights are kept as float16 and loaded as float32; training spots are kept for the run's default
-embedding and the linear axes alone; resume points, metrics and the split are left behind. The same
-run gives the same files.
+Weights are kept as float16 and loaded as float32; resume points, metrics and the split are left
+behind. The same run gives the same files.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ import shutil
 import sys
 from pathlib import Path
 
-from st_align import keys
 from st_align.checkpoint import (
     CARD,
     CONFIG,
@@ -26,22 +24,14 @@ from st_align.checkpoint import (
 )
 from st_align.files import read_json, read_tensors, write_json, write_tensors
 
-_REFERENCE = ".reference"
-
 
 def ship(run: Path, out: Path) -> int:
     """Write the folder and return its size in bytes."""
-    loaded = load_run(run)
-    kept = {loaded.config.readout.use, *keys.LINEAR_USES}
+    load_run(run)  # whole, or an error that says what is missing
     out.mkdir(parents=True, exist_ok=True)
     weights = {name: values.half() for name, values in read_tensors(run / MODEL).items()}
-    readout = {
-        name: values
-        for name, values in read_tensors(run / READOUT).items()
-        if not name.endswith(_REFERENCE) or name.removesuffix(_REFERENCE) in kept
-    }
     write_tensors(out / MODEL, weights)
-    write_tensors(out / READOUT, readout)
+    write_tensors(out / READOUT, read_tensors(run / READOUT))
     for name in (CONFIG, GENES, PREPROCESS):
         shutil.copyfile(run / name, out / name)
     write_json(out / PROVENANCE, read_json(run / PROVENANCE))

@@ -30,8 +30,7 @@ def toy_niches(rng, n=50, genes=3) -> np.ndarray:
 
 
 def readouts_of(slides, niches=None) -> Readouts:
-    spots = [TrainingSpots(vectors=s, niches=niches) for s in slides]
-    return fit_readouts(spots, np.random.default_rng(0))
+    return fit_readouts([TrainingSpots(vectors=s, niches=niches) for s in slides])
 
 
 def toy_readouts(rng) -> Readouts:

@@ -91,12 +91,8 @@ def toy_run(
         readouts=Readouts({}),
     )
     reader = Embedder(run)
-    return dataclasses.replace(
-        run,
-        readouts=fit_readouts(
-            [training_spots(reader, s) for s in slides], np.random.default_rng(0)
-        ),
-    )
+    readouts = fit_readouts([training_spots(reader, s) for s in slides])
+    return dataclasses.replace(run, readouts=readouts)
 
 
 def training_spots(reader: Embedder, slide: PreparedSlide) -> TrainingSpots:

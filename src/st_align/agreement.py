@@ -2,11 +2,10 @@
 
 One mixture on one number of axes moves by .1 in adjusted Rand index when that number changes. Here
 many are fitted: on several embeddings of the slide, on 8 to 30 of their axes, on random parts of
-the spots, and once more from where a mixture of the training slides would begin. The member that
-agrees best with all others, by the mean adjusted Rand index, is the answer: a medoid, so a
-partition that one mixture found, and members that went astray have no say in its borders.
+the spots. How often two spots fall into one component, over all members, is their similarity
+(evidence accumulation, Fred and Jain 2005); average linkage cuts it into the domains asked for.
 
-Shape letters: N spots, M training spots, D axes, C domains, m members.
+Shape letters: N spots, L landmarks, D axes, C domains, m members.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from st_align.mixture import Floats, Labels, best_mixture, continued
+from st_align.mixture import Floats, Labels, best_mixture
 
 DIMS = (8, 12, 16, 20, 30)
 _ROUNDS, _STARTS = 2, 2
@@ -25,33 +24,40 @@ _SHARE = 0.8
 """Of the spots, drawn anew for each member."""
 _MOST = 10_000
 """A member is fitted on at most so many spots, and says to which domain each of the others goes."""
-
-
-class View(NamedTuple):
-    """One embedding of the spots: `x` [N, D], the most variable axis first, and the coordinates
-    `reference` [M, D] of training spots on the same axes, where they are known.
-    """
-
-    x: NDArray[Any]
-    reference: NDArray[np.floating] | None = None
+_LANDMARKS = 5_000
+"""Linkage is of at most so many spots, a whole Visium slide; the others join the domain whose
+landmarks they fall together with most.
+"""
 
 
 class Agreed(NamedTuple):
-    """`labels` [N] of the medoid, and its mean adjusted Rand index with the other members."""
+    """`labels` [N], and how well members agree with them: their mean adjusted Rand index."""
 
     labels: Labels
     agreement: float
 
 
-def agreed_mixture(views: Sequence[View], n_domains: int, rng: np.random.Generator) -> Agreed:
-    """The medoid of all members on all `views` of the same spots."""
-    members = [labels for view in views for labels in _members(view, n_domains, rng)]
-    index = rand_indices(members, n_domains)
-    # A partition that lost a domain can agree with many and still not be what was asked for.
-    whole = np.array([len(np.unique(labels)) == n_domains for labels in members])
-    mean = (index.sum(axis=1) - 1) / max(len(members) - 1, 1)
-    best = int(np.where(whole | ~whole.any(), mean, -2).argmax())
-    return Agreed(members[best], float(mean[best]))
+def agreed_mixture(
+    views: Sequence[NDArray[Any]], n_domains: int, rng: np.random.Generator
+) -> Agreed:
+    """Domains that members on all `views` agree on: embeddings [N, D] of the same spots, the most
+    variable axis first.
+    """
+    posteriors = [found for view in views for found in _members(view, n_domains, rng)]
+    profile = np.concatenate(posteriors, axis=1) / np.sqrt(len(posteriors))
+    n = len(profile)
+    some = np.arange(n)
+    if n > _LANDMARKS:
+        some = np.sort(rng.choice(n, _LANDMARKS, replace=False))
+    labels = _linked(profile[some], n_domains)
+    if n > _LANDMARKS:
+        groups = range(labels.max() + 1)
+        means = np.stack([profile[some[labels == c]].mean(axis=0) for c in groups])
+        everyone = (profile @ means.T).argmax(axis=1)
+        everyone[some] = labels
+        labels = everyone
+    members = [labels, *(p.argmax(axis=1) for p in posteriors)]
+    return Agreed(labels, float(rand_indices(members, n_domains)[0, 1:].mean()))
 
 
 def rand_indices(members: Sequence[Labels], n_domains: int) -> Floats:
@@ -68,22 +74,27 @@ def rand_indices(members: Sequence[Labels], n_domains: int) -> Floats:
     return np.asarray(np.where(flat, 1.0, (pairs - expected) / np.where(flat, 1, span)))
 
 
-def _members(view: View, n_domains: int, rng: np.random.Generator) -> Iterator[Labels]:
-    """Labels [N] of every member on one view."""
-    for dims in dict.fromkeys(min(d, view.x.shape[1]) for d in DIMS):
-        x = view.x[:, :dims]
+def _members(
+    view: NDArray[Any], n_domains: int, rng: np.random.Generator
+) -> Iterator[NDArray[np.float32]]:
+    """Posteriors [N, C] of every member on one view."""
+    for dims in dict.fromkeys(min(d, view.shape[1]) for d in DIMS):
+        x = np.asarray(view[:, :dims], np.float64)
         for _ in range(_ROUNDS):
-            rows = _drawn(len(x), n_domains, rng)
-            yield best_mixture(x[rows], n_domains, rng, _STARTS, of=x).posterior.argmax(axis=1)
-            if view.reference is None or len(view.reference) <= n_domains:
-                continue
-            other = view.reference[:, :dims].astype(np.float64)
-            rows = _drawn(len(other), n_domains, rng)
-            start = best_mixture(other[rows], n_domains, rng, _STARTS, of=x).posterior
-            rows = _drawn(len(x), n_domains, rng) if len(x) > _MOST else np.arange(len(x))
-            yield continued(x[rows], start[rows], of=x).posterior.argmax(axis=1)
+            size = min(max(round(_SHARE * len(x)), min(len(x), 2 * n_domains)), _MOST)
+            rows = np.sort(rng.choice(len(x), size, replace=False))
+            found = best_mixture(x[rows], n_domains, rng, _STARTS, of=x)
+            yield found.posterior.astype(np.float32)
 
 
-def _drawn(n: int, n_domains: int, rng: np.random.Generator) -> NDArray[np.intp]:
-    size = min(max(round(_SHARE * n), min(n, 2 * n_domains)), _MOST)
-    return np.sort(rng.choice(n, size, replace=False))
+def _linked(profile: NDArray[np.float32], n_domains: int) -> Labels:
+    """[L] domains by average linkage of 1 - the share of members that put two spots together."""
+    from scipy.cluster.hierarchy import fcluster, linkage
+    from scipy.spatial.distance import squareform
+
+    apart = 1 - (profile @ profile.T).astype(np.float64)
+    apart = np.maximum((apart + apart.T) / 2, 0)
+    np.fill_diagonal(apart, 0)
+    tree = linkage(squareform(apart, checks=False), "average")
+    found: Labels = fcluster(tree, n_domains, "maxclust").astype(np.int64) - 1
+    return found

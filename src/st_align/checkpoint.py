@@ -144,12 +144,11 @@ def save_model(folder: Path, model: STAlign, provenance: Mapping[str, Any]) -> N
 
 
 def save_readouts(folder: Path, readouts: Readouts) -> None:
-    """Write the axes of every use, and the reference."""
+    """Write the axes of every use, learned and linear."""
     values: dict[str, NDArray[Any]] = {str(use): axes for use, axes in readouts.axes.items()}
     for use, linear in readouts.linear.items():
         values |= {f"{use}.axes": linear.axes, f"{use}.variances": linear.variances}
         values[f"{use}.facts"] = np.array([linear.noise, linear.explained])
-    values |= {f"{use}.reference": rows for use, rows in readouts.reference.items()}
     write_tensors(folder / READOUT, {k: torch.from_numpy(v.copy()) for k, v in values.items()})
 
 
@@ -172,9 +171,7 @@ def _load_readouts(folder: Path) -> Readouts:
             found=f"no {error}",
             fix=f"write it again: st-align train CORPUS --out {folder} --resume",
         ) from error
-    end = ".reference"
-    reference = {k.removesuffix(end): v for k, v in stored.items() if k.endswith(end)}
-    return Readouts({use: stored[use] for use in get_args(Use) if use in stored}, linear, reference)
+    return Readouts({use: stored[use] for use in get_args(Use) if use in stored}, linear)
 
 
 def is_run(path: Path) -> bool:

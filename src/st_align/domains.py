@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from st_align.agreement import View, agreed_mixture
+from st_align.agreement import agreed_mixture
 from st_align.errors import ConfigError, SlideError, nearest
 from st_align.mixture import (
     SPOTS_PER_AXIS,
@@ -83,7 +83,7 @@ def assign_domains(
     seed: int = 0,
     neighbors: NDArray[np.integer[Any]] | None = None,
     refine: bool = True,
-    views: Sequence[View] = (),
+    views: Sequence[NDArray[Any]] = (),
 ) -> Domains:
     """Cluster an embedding `x` [N, D] into `n_domains`, `runs` times with new random starts.
 
@@ -109,7 +109,7 @@ def assign_domains(
     if runs < 1:
         raise ConfigError("the number of runs is out of range", expected=">= 1", found=str(runs))
     count = choose_n_domains(x, seed=seed) if n_domains == "auto" else _count(n_domains, x)
-    seen = _checked_views(views, len(x)) if method == "consensus" and views else [View(x)]
+    seen = _checked_views(views, len(x)) if method == "consensus" and views else [x]
     rngs = [np.random.default_rng((seed, run)) for run in range(runs)]
     found = [METHODS[method](seen, count, rng) for rng in rngs]
     unrefined = tuple(_by_size(clustering.labels) for clustering in found)
@@ -181,7 +181,9 @@ def gaussian_mixture(
     return Clustering(best.posterior.argmax(axis=1), best.loglik)
 
 
-def consensus(views: Sequence[View], n_domains: int, rng: np.random.Generator) -> Clustering:
+def consensus(
+    views: Sequence[NDArray[Any]], n_domains: int, rng: np.random.Generator
+) -> Clustering:
     """The partition that many mixtures agree on (`agreement`), fitted on all `views`; `fit` is
     its agreement.
     """
@@ -196,23 +198,21 @@ def kmeans(x: Floats, n_domains: int, rng: np.random.Generator) -> Clustering:
     return Clustering(labels, -inertia)
 
 
-METHODS: dict[str, Callable[[Sequence[View], int, np.random.Generator], Clustering]] = {
+METHODS: dict[str, Callable[[Sequence[NDArray[Any]], int, np.random.Generator], Clustering]] = {
     "consensus": consensus,
-    "gmm": lambda views, n_domains, rng: gaussian_mixture(views[0].x, n_domains, rng),
-    "kmeans": lambda views, n_domains, rng: kmeans(views[0].x, n_domains, rng),
+    "gmm": lambda views, n_domains, rng: gaussian_mixture(views[0], n_domains, rng),
+    "kmeans": lambda views, n_domains, rng: kmeans(views[0], n_domains, rng),
 }
 """Only `consensus` looks at more than the first view."""
 
 
-def _checked_views(views: Sequence[View], n_spots: int) -> list[View]:
-    """Views of the same spots, finite and not the same everywhere, as float64."""
-    kept = []
-    for x, reference in views:
+def _checked_views(views: Sequence[NDArray[Any]], n_spots: int) -> list[NDArray[Any]]:
+    """Views of the same spots, finite and not the same everywhere."""
+    for x in views:
         if len(x) != n_spots:
             raise ValueError(f"{n_spots} spots, a view of {len(x)}")
         _checked(x)
-        kept.append(View(np.asarray(x, np.float64), reference))
-    return kept
+    return list(views)
 
 
 def _checked(x: NDArray[np.floating[Any]]) -> Floats:

@@ -195,9 +195,8 @@ def to_anndata(
 
     X holds raw counts; `obsm['X_stalign']` the run's default use and dimensions (the first use
     the slide can fill where that one is absent), `X_stalign_USE` all axes of every use and of the
-    linear ones, `uns['stalign_reference']` coordinates of some training spots on them; `obs` the
-    source's columns; `uns['spatial']` the `thumbnail`, by default stitched from the niches'
-    patches; `uns['stalign']` where all of it comes from.
+    linear ones; `obs` the source's columns; `uns['spatial']` the `thumbnail`, by default stitched
+    from the niches' patches; `uns['stalign']` where all of it comes from.
     """
     import anndata
 
@@ -214,10 +213,6 @@ def to_anndata(
         adata.obsm[keys.embedding(name)] = values
     for kind, values in embeddings.linear.items():
         adata.obsm[keys.embedding(kind)] = values
-    kept = {*embeddings.readouts, *embeddings.linear}
-    adata.uns[keys.REFERENCE] = {
-        keys.embedding(name): rows for name, rows in run.readouts.reference.items() if name in kept
-    }
     adata.obsm[keys.EMBEDDING] = embeddings.readouts[use][:, :dims]
     if slide.has_image and slide.um_per_px is not None:
         image, scale = thumbnail or mosaic(slide.niches[run.config.data.niche])

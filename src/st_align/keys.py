@@ -15,8 +15,6 @@ USES: Final = ("image", "gene", "spot", "niche", "spot+niche")
 """What a model learned; `spot+niche` is the concatenation of two."""
 LINEAR_USES: Final = ("linear", "linear-scaled")
 """Niche expression on principal axes of the training slides, no network."""
-REFERENCE: Final = "stalign_reference"
-"""`uns`: coordinates of some training spots by embedding, float16; domains start from them."""
 DOMAIN: Final = "stalign_domain"
 PREDICTED: Final = "stalign_predicted"
 LABEL: Final = "stalign_label"

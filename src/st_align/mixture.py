@@ -68,15 +68,6 @@ def best_mixture(
     return max(found, key=lambda solution: solution.loglik)
 
 
-def continued(x: Floats, posterior: Floats, *, of: Floats) -> Solution:
-    """The mixture of `x` [N, D] that a `posterior` [N, C] leads to, as it is of the spots `of`."""
-    white = _whitening(x)
-    with one_thread(len(of)):
-        return _expectation_maximisation(
-            white(x), posterior.astype(np.float64), of=white(of), iterations=2 * _SHORT_ITER
-        )
-
-
 def _starts(
     x: Floats, white: Floats, n_domains: int, rng: np.random.Generator, starts: int
 ) -> Iterator[Labels]:

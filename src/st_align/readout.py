@@ -3,11 +3,10 @@
 An embedding is centred on its slide's own mean, so that what all spots of a slide share (stain,
 batch) is gone, and projected on axes fitted once, on training slides. Nothing is fitted on the
 slide that is read. Linear algebra only; `infer` computes the embeddings. Beside what the model
-learned stand the linear niche axes (`linear`), and coordinates of some training spots, from
-which `domains` starts on new slides.
+learned stand the linear niche axes (`linear`).
 
-Shape letters: N spots of a slide, M of training slides, D an embedding's width, P genes of the
-panel, R axes.
+Shape letters: N spots of a slide, M some of them, D an embedding's width, P genes of the panel,
+R axes.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,8 +28,6 @@ from st_align.model import STAlign
 
 MAX_AXES = 32
 _SPOTS, _SLIDES = 20_000, 64
-_REFERENCE = 4_000
-"""Training spots kept: mixtures of up to 15 components on 30 axes need no more."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +38,6 @@ class Readouts:
 
     axes: Mapping[Use, NDArray[np.float32]]
     linear: Mapping[LinearUse, LinearAxes] = field(default_factory=dict)
-    reference: Mapping[str, NDArray[np.float16]] = field(default_factory=dict)
-    """[M, R] coordinates of training spots by use, linear ones too."""
 
     def apply(self, use: Use, vectors: SlideVectors) -> NDArray[np.float32]:
         """[N, R] coordinates of one slide's spots: centred on the slide, projected on the axes.
@@ -90,31 +84,25 @@ def training_spots(model: STAlign, data: SpotData) -> list[TrainingSpots]:
     return found
 
 
-def fit_readouts(slides: Sequence[TrainingSpots], rng: np.random.Generator) -> Readouts:
+def fit_readouts(slides: Sequence[TrainingSpots]) -> Readouts:
     """Axes of every use from spots of training slides: at most 32, as many as vary.
 
     The axes are eigenvectors of the covariance pooled over all spots, each spot centred on its
-    slide; the largest entry of each is positive, so that a refit gives the same axes. `rng`
-    draws the spots of the reference.
+    slide; the largest entry of each is positive, so that a refit gives the same axes.
     """
     axes: dict[Use, NDArray[np.float32]] = {}
-    coordinates: dict[str, list[NDArray[Any]]] = {}
     for use in USES:
         found = [_centred(slide.vectors, use) for slide in slides]
         if sum(int(present.sum()) for _, present in found) > 1:
             axes[use] = _principal_axes(reduce(np.add, [v.T @ v for v, _ in found]))
-            coordinates[use] = [v[present] @ axes[use] for v, present in found]
     linear: dict[LinearUse, LinearAxes] = {}
     for kind in LINEAR_USES:
-        niches = [centred(s.niches, kind) for s in slides if s.niches is not None]
-        if fitted := fit_linear(niches, MAX_AXES):
+        fitted = fit_linear(
+            (centred(s.niches, kind) for s in slides if s.niches is not None), MAX_AXES
+        )
+        if fitted is not None:
             linear[kind] = fitted
-            measured = [np.asarray(v.any(axis=0)) for v in niches]
-            coordinates[kind] = [
-                v @ fitted.projection(known) for v, known in zip(niches, measured, strict=True)
-            ]
-    reference = {use: _drawn(np.concatenate(parts), rng) for use, parts in coordinates.items()}
-    return Readouts(axes, linear, reference)
+    return Readouts(axes, linear)
 
 
 def _centred(slide: SlideVectors, use: Use) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
@@ -135,9 +123,3 @@ def _principal_axes(covariance: NDArray[np.float64]) -> NDArray[np.float32]:
     sign = np.sign(vectors[largest, np.arange(vectors.shape[1])])
     axes: NDArray[np.float32] = (vectors * sign).astype(np.float32)
     return axes
-
-
-def _drawn(coordinates: NDArray[Any], rng: np.random.Generator) -> NDArray[np.float16]:
-    if len(coordinates) > _REFERENCE:
-        coordinates = coordinates[np.sort(rng.choice(len(coordinates), _REFERENCE, replace=False))]
-    return coordinates.astype(np.float16)

@@ -23,7 +23,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -317,9 +316,8 @@ class _Trainer:
         """Fit the readouts on training slides and mark the run as finished."""
         if not self.fabric.is_global_zero:
             return
-        rng = np.random.default_rng((self.plan.config.optim.seed, self.plan.length.steps))
         spots = training_spots(self.plan.model, self.plan.data)
-        save_readouts(self.out, fit_readouts(spots, rng))
+        save_readouts(self.out, fit_readouts(spots))
         self.save_model(self.plan.length.steps, finished=True)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from st_align.agreement import DIMS, View
+from st_align.agreement import DIMS
 from st_align.baselines import linear_niche, spot_pca
 from st_align.benchmarks import stimage_clip
 from st_align.benchmarks.audit import ON_SLIDE, ZERO_SHOT, Contender
@@ -98,9 +98,7 @@ def model_row(model: Contender, prepared: Mapping[str, Slide | PreparedSlide]) -
         use = run.config.readout.use
         use = use if use in found.readouts else next(iter(found.readouts))
         note = f"{use}, {found.panel_measured:.0%} of the panel measured"
-        known = run.readouts.reference
-        views = [View(found.readouts[use], known.get(use))]
-        views += [View(values, known.get(kind)) for kind, values in found.linear.items()]
+        views = [found.readouts[use], *found.linear.values()]
         x = found.readouts[use][:, : run.config.readout.dims]
         return Embedded(x=x, own=_agreement(views), note=note)
 
@@ -148,7 +146,7 @@ def _linear() -> list[Method]:
             [with_genes(s, panel) for s in train], with_genes(target.slide, panel), dims=max(DIMS)
         )
         note = f"{len(panel)} genes, {len(train)} slide{'s' * (len(train) > 1)}"
-        return Embedded(x=x[:, :LINEAR_DIMS], own=_agreement([View(x)]), note=note)
+        return Embedded(x=x[:, :LINEAR_DIMS], own=_agreement([x]), note=note)
 
     def on_slide(target: Target, seed: int) -> Embedded:
         panel = choose_panel([target.slide], SHARED_GENES).genes
@@ -163,11 +161,11 @@ def _linear() -> list[Method]:
     ]  # fmt: skip
 
 
-def _agreement(views: Sequence[View]) -> OwnClusterer:
+def _agreement(views: Sequence[Floats]) -> OwnClusterer:
     """What `st-align domains` does by default."""
 
     def run(n_domains: int, seed: int) -> Any:
-        x = np.asarray(views[0].x, np.float64)
+        x = np.asarray(views[0], np.float64)
         found = assign_domains(x, n_domains, method="consensus", runs=1, seed=seed, views=views)
         return found.labels
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,6 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from st_align import keys, store
-from st_align.agreement import View
 from st_align.domains import assign_domains
 from st_align.errors import ConfigError, OutputError, SlideError, StAlignError, nearest
 from st_align.files import require_writable
@@ -100,7 +99,7 @@ def slide_domains(adata: AnnData, request: DomainRequest) -> dict[str, Any]:
 
 def views_of(
     adata: AnnData, asked: str | None, method: str
-) -> tuple[NDArray[np.float64], str, list[View]]:
+) -> tuple[NDArray[np.float64], str, list[NDArray[np.float64]]]:
     """What is clustered, its name, and what a consensus is fitted on: the use asked for, or the
     model's default one and the linear niche axes.
 
@@ -111,22 +110,11 @@ def views_of(
         return x, use, []
     linear = [name for name in keys.LINEAR_USES if keys.embedding(name) in adata.obsm]
     names = [use, *linear] if asked is None else [use]
-    views = [view for name in names if (view := _view(adata, name)) is not None]
+    stored = [keys.embedding(name) for name in names if keys.embedding(name) in adata.obsm]
+    views = [np.asarray(adata.obsm[key], np.float64) for key in stored]
     if asked is None and linear:
         x = np.asarray(adata.obsm[keys.embedding(linear[-1])], np.float64)[:, :_COUNTING_AXES]
     return x, "+".join(names), views
-
-
-def _view(adata: AnnData, use: str) -> View | None:
-    """All axes of one use, with the training spots that the file carries."""
-    key = keys.embedding(use)
-    if key not in adata.obsm:
-        return None
-    x = np.asarray(adata.obsm[key], np.float64)
-    kept = adata.uns.get(keys.REFERENCE)
-    reference = np.asarray(kept[key]) if isinstance(kept, Mapping) and key in kept else None
-    fits = reference is not None and reference.ndim == 2 and reference.shape[1] == x.shape[1]
-    return View(x, reference if fits else None)
 
 
 def embedding_of(adata: AnnData, use: str | None) -> tuple[NDArray[np.float64], str]:
