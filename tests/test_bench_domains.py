@@ -273,7 +273,7 @@ def test_peers_embed_every_spot(name: str, module: str, monkeypatch: pytest.Monk
     monkeypatch.setattr(peers, "STAGATE_EPOCHS", 2)
     monkeypatch.setattr(peers, "GRAPHST_EPOCHS", 2)
     if peers.importlib.util.find_spec(module) is None:
-        pytest.skip(f"{module} is not installed")
+        pytest.skip(f"the bench extra is not installed: no {module}")
     there = target(n_genes=400)
     (row,) = (row for row in peers.peers({}) if row.name == name)
     found = row.embed(there, 0)

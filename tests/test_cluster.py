@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -11,6 +12,10 @@ from st_align.cluster import on_cluster
 from st_align.corpus_build import build_corpus
 from st_align.errors import ConfigError, CorpusError
 from toy_slides import toy_ref
+
+
+def dask() -> ModuleType:
+    return pytest.importorskip("distributed", reason="the cluster extra is not installed")
 
 
 def test_without_dask_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -22,7 +27,7 @@ def test_without_dask_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -
 @pytest.fixture(scope="module")
 def address():
     """Of a local scheduler with two workers in this process."""
-    distributed = pytest.importorskip("distributed", reason="dask[distributed] is not installed")
+    distributed = dask()
     options = {"n_workers": 2, "threads_per_worker": 1, "processes": False}
     with distributed.LocalCluster(**options, dashboard_address=None) as cluster:
         yield cluster.scheduler_address
@@ -42,7 +47,7 @@ def test_the_corpus_is_the_same(address: str, tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("default")
 def test_no_scheduler_is_said_without_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("distributed", reason="dask[distributed] is not installed")
+    dask()
     monkeypatch.setattr("st_align.cluster._CONNECT_S", "1s")
     with pytest.raises(ConfigError, match="no Dask scheduler answers"):
         next(on_cluster(str, [1], "tcp://127.0.0.1:1"))
