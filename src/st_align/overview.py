@@ -15,6 +15,7 @@ from st_align.infer import without_counts
 from st_align.io import ReadOptions
 from st_align.io.detect import read_one, split_spec
 from st_align.predict import Head
+from st_align.prepare import slide_warnings, um_per_px
 from st_align.provenance import licence_words, licences
 from st_align.slide import PreparedSlide, Slide
 from st_align.sources import corpus_slide
@@ -116,6 +117,8 @@ def _head_overview(head: Head) -> dict[str, Any]:
 def _slide_overview(slide: Slide) -> dict[str, Any]:
     return {
         **_slide_facts(slide),
+        "warnings": list(slide_warnings(slide, ())),
+        "um_per_px": um_per_px(slide),
         "image": None if slide.image is None else list(slide.image.shape),
         "obs": list(slide.obs.columns),
     }
@@ -152,8 +155,10 @@ def _slide_facts(slide: Slide | PreparedSlide) -> dict[str, Any]:
 def describe(result: dict[str, Any]) -> str:
     """The result of `overview` as lines for a terminal."""
     if result["kind"] != "corpus":
-        facts = {k: v for k, v in result.items() if k != "diagnosis"} | result.get("diagnosis", {})
-        return "\n".join(f"{name:<18} {_words(value)}" for name, value in facts.items())
+        apart = ("diagnosis", "warnings")
+        facts = {k: v for k, v in result.items() if k not in apart} | result.get("diagnosis", {})
+        lines = [f"{name:<18} {_words(value)}" for name, value in facts.items()]
+        return "\n".join([*lines, *(f"warning: {text}" for text in result.get("warnings", ()))])
     lines = [
         f"corpus: {result['n_slides']} slides of {result['n_patients']} patients, "
         f"{result['n_spots']:,} spots",
