@@ -25,7 +25,7 @@ class StAlignError(Exception):
 
     def one_line(self) -> str:
         """The message on one line, for logs and `quarantine.json`."""
-        return "; ".join(part.strip() for part in str(self).splitlines())
+        return "; ".join(" ".join(part.split()) for part in str(self).splitlines())
 
 
 class SlideError(StAlignError):
