@@ -123,6 +123,13 @@ def test_inspect_tells_of_a_slide_what_prepare_would(work: Path, run, tmp_path: 
     assert all(f"warning: {text}" in result.out.splitlines() for text in found["warnings"])
 
 
+def test_inspect_of_what_is_not_there_names_the_models(run) -> None:
+    result = run("inspect", "tiny-brian")
+    assert result.code == 2
+    assert "tiny-brain" in result.err
+    assert "Traceback" not in result.err
+
+
 def test_train_holds_the_patient_out(work: Path, run) -> None:
     result = json.loads((work / "train.json").read_text())
     assert result["slides"] == ["S1", "S2"]

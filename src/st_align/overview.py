@@ -11,6 +11,7 @@ from st_align import store
 from st_align.checkpoint import Run, is_run, load_run, shipped
 from st_align.corpus import Corpus, is_corpus
 from st_align.diagnose import diagnose
+from st_align.errors import ConfigError
 from st_align.infer import without_counts
 from st_align.io import ReadOptions
 from st_align.io.detect import read_one, split_spec
@@ -47,6 +48,12 @@ def overview(
         return result
     if is_run(path) or (not path.exists() and spec in shipped()):
         return _run_overview(load_run(spec))
+    if not path.exists():
+        raise ConfigError(
+            f"{spec} does not exist",
+            expected="a corpus, a run, a shipped model, a gene head or a slide",
+            fix=f"check the path; models that ship: {', '.join(shipped()) or 'none'}",
+        )
     if path.suffix == ".safetensors":
         return _head_overview(Head.load(path))
     result = _slide_overview(read_one(spec, options))
@@ -160,7 +167,8 @@ def describe(result: dict[str, Any]) -> str:
         lines = [f"{name:<18} {_words(value)}" for name, value in facts.items()]
         return "\n".join([*lines, *(f"warning: {text}" for text in result.get("warnings", ()))])
     lines = [
-        f"corpus: {result['n_slides']} slides of {result['n_patients']} patients, "
+        f"corpus: {_count(result['n_slides'], 'slide')} of "
+        f"{_count(result['n_patients'], 'patient')}, "
         f"{result['n_spots']:,} spots",
         f"  {'slide':<40} {'patient':<16} {'spots':>6}  um/px",
     ]
@@ -177,6 +185,10 @@ def describe(result: dict[str, Any]) -> str:
         if not result["damaged"]:
             lines.append("  every column agrees with its hash")
     return "\n".join(lines)
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n:,} {what}{'s' * (n != 1)}"
 
 
 def _words(value: Any) -> str:
