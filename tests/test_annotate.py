@@ -7,9 +7,13 @@ import dataclasses
 import numpy as np
 import pytest
 
+import toy_run
+from sources import section, write_h5ad
 from st_align import keys
 from st_align.annotate import Labelled, Seen, _calibrated, _temperature, annotate
-from st_align.errors import SlideError
+from st_align.commands.annotate import annotate_slide
+from st_align.errors import ConfigError, SlideError
+from st_align.io import ReadOptions
 from toys import toy_prepared
 
 
@@ -84,3 +88,20 @@ def test_temperature_calibrates(rng):
     y = np.array([rng.choice(3, p=p) for p in truth])
     overconfident = _calibrated(truth, 0.5)
     assert _temperature(overconfident, y) == pytest.approx(2, rel=0.2)
+
+
+def test_what_cannot_be_read_is_told_before_anything_is_embedded(rng, tmp_path, monkeypatch):
+    run = toy_run.toy_run([toy_prepared(rng, id=f"t{i}", n_genes=12) for i in range(2)])
+    toy_run.save(run, tmp_path / "run")
+    there = str(write_h5ad(tmp_path / "a.h5ad", section("a")))
+    other = str(write_h5ad(tmp_path / "b.h5ad", section("b", seed=1)))
+    monkeypatch.setattr("st_align.commands.annotate.Embedder", None)
+    for slide, error, message in (
+        (str(tmp_path / "none.h5ad"), SlideError, "does not exist"),
+        (other, ConfigError, "there are no labels"),
+    ):
+        with pytest.raises(error, match=message):
+            annotate_slide(
+                slide, [there], "layer", str(tmp_path / "run"), tmp_path / "o.h5ad", ReadOptions()
+            )
+    assert not (tmp_path / "o.h5ad").exists()

@@ -113,6 +113,23 @@ def test_prepare_and_inspect_say_what_is_in_a_corpus(work: Path, run, tmp_path: 
     assert prepared == {k: v for k, v in found.items() if k != "damaged"}
 
 
+def test_inspect_tells_of_a_slide_what_prepare_would(work: Path, run, tmp_path: Path) -> None:
+    result = run("inspect", work / "slides" / "S3", "--json", tmp_path / "i.json")
+    found = json.loads((tmp_path / "i.json").read_text())
+    assert found["um_per_px"] == pytest.approx(100 / sources.PITCH, rel=0.02)
+    prepared = json.loads((work / "prepare.json").read_text())["slides"]["S3"]["warnings"]
+    few = [text for text in prepared if "px per spot" in text]
+    assert few == [text for text in found["warnings"] if "px per spot" in text]
+    assert all(f"warning: {text}" in result.out.splitlines() for text in found["warnings"])
+
+
+def test_inspect_of_what_is_not_there_names_the_models(run) -> None:
+    result = run("inspect", "tiny-brian")
+    assert result.code == 2
+    assert "tiny-brain" in result.err
+    assert "Traceback" not in result.err
+
+
 def test_train_holds_the_patient_out(work: Path, run) -> None:
     result = json.loads((work / "train.json").read_text())
     assert result["slides"] == ["S1", "S2"]

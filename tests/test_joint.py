@@ -86,6 +86,23 @@ def test_files_with_counts_only(slides, tmp_path):
     assert set(result.output.split()) >= {"p0", "s0", "p1", "s1"}
 
 
+def test_legacy_slides_that_know_no_rows_and_columns(rng, tmp_path):
+    xy = np.stack(np.meshgrid(np.arange(9.0), np.arange(9.0)), axis=-1).reshape(-1, 2)
+    right = xy[:, 0] > 4
+    means = np.where(right[:, None], np.linspace(8, 1, 30), np.linspace(1, 8, 30))
+    paths = [tmp_path / f"s{i}.h5ad" for i in range(2)]
+    for path in paths:
+        adata = anndata.AnnData(rng.poisson(means).astype(np.float32))
+        adata.var_names = [f"GENE{i}" for i in range(30)]
+        adata.obs["domain"] = np.where(right, "right", "left")
+        adata.obsm["spatial"] = xy + rng.normal(0, 0.03, xy.shape)
+        adata.write_h5ad(path)
+    request = DomainRequest(n_domains="2", label_key="domain")
+    found = find_joint_domains(paths, request, out=tmp_path / "out")
+    assert found["mean_ari"] > 0.8
+    assert any("square lattice" in text for text in found["warnings"])
+
+
 def test_bad_requests_leave_files_alone(slides, tmp_path):
     paths = files(tmp_path, slides)
     before = [path.read_bytes() for path in paths]

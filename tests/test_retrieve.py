@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import anndata
 import numpy as np
 import pandas as pd
 import pytest
@@ -94,6 +95,20 @@ def test_across_kinds_needs_the_model(work, tmp_path):
     request = RetrieveRequest(by="gene", find="image", n=3, model=str(work / "run"))
     found = find_spots(query, [work / "s<b>1.h5ad"], request, tmp_path / "x.csv")
     assert {hit["slide"] for hit in found["hits"]} == {"s<b>1"}
+
+
+def test_spots_off_the_tissue_move_no_other_spot(work, tmp_path):
+    file, request = work / "s2.h5ad", RetrieveRequest(find="gene", model=str(work / "run"), n=5)
+    whole = store.read_h5ad(file)
+    query = f"{work / 's<b>1.h5ad'}::{section('s<b>1', seed=0).barcodes[2]}"
+    expected = find_spots(query, [file], request, tmp_path / "x.csv")["hits"]
+    off = whole[:2].copy()
+    off.obs_names = ["off-1", "off-2"]
+    off.obs["in_tissue"], whole.obs["in_tissue"] = 0, 1
+    anndata.concat([off, whole], uns_merge="first").write_h5ad(tmp_path / "s2.h5ad")
+    found = find_spots(query, [tmp_path / "s2.h5ad"], request, tmp_path / "x.csv")["hits"]
+    assert [hit["barcode"] for hit in found] == [hit["barcode"] for hit in expected]
+    assert [hit["row"] for hit in found] == [hit["row"] + 2 for hit in expected]
 
 
 def test_bad_queries(work, tmp_path):

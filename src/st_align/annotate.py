@@ -21,7 +21,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,8 +28,9 @@ from numpy.typing import NDArray
 
 from st_align import keys
 from st_align.errors import SlideError
-from st_align.expression import Panel, choose_panel, panel_expression
+from st_align.expression import Panel, panel_expression
 from st_align.geometry import ring_mean
+from st_align.shared import levelled, principal_axes, rings_of, shared_panel
 from st_align.slide import PreparedSlide
 
 Floats = NDArray[np.float64]
@@ -38,7 +38,7 @@ Floats = NDArray[np.float64]
 FEATURES: tuple[tuple[str, ...], ...] = (("genes",), ("genes", "embedding"), ("embedding",))
 RINGS = (0, 1, 2, 4)
 """How often probabilities are averaged over the lattice."""
-_GENE_RINGS, _AXES, _MOST_GENES = 4, 30, 4_000
+_GENE_RINGS, _AXES = 4, 30
 _SPOTS_PER_FEATURE = 10
 _SQUARES, _MAX_FOLDS = 8, 5
 _TEMPERATURES = np.geomspace(0.25, 8, 31)
@@ -123,10 +123,10 @@ def annotate(annotated: Sequence[Labelled], new: Seen) -> Annotation:
     blocks = _gene_blocks(slides)
     if all(one.embedding is not None for one in every):
         for values, one in zip(blocks, every, strict=True):
-            values["embedding"] = _block(np.asarray(one.embedding, np.float64))
+            values["embedding"] = levelled(np.asarray(one.embedding, np.float64))
     known = [_number(one.labels, names) for one in annotated]
     folds, kind = _folds(slides[:-1])
-    members = [_members(one) for one in slides]
+    members = [rings_of(one) for one in slides]
     shared = set.intersection(*(set(values) for values in blocks))
     usable = [f for f in FEATURES if shared.issuperset(f)]
     if len(annotated) == 1:
@@ -193,7 +193,8 @@ def _gene_blocks(slides: Sequence[PreparedSlide]) -> list[dict[str, Floats]]:
     Axes are fitted on all but the last slide; a spot's own expression and that of its rings are
     put on the same ones.
     """
-    panel = _shared_panel(slides)
+    counted = all(slide.genes is not None for slide in slides)
+    panel = shared_panel(slides, ranked_on=slides[:-1]) if counted else None
     if panel is None:
         return [{} for _ in slides]
     rings, total = [], np.zeros((len(panel), len(panel)), np.float32)
@@ -204,7 +205,7 @@ def _gene_blocks(slides: Sequence[PreparedSlide]) -> list[dict[str, Floats]]:
         total += niche.T @ niche
     n_spots = sum(slide.n_spots for slide in slides[:-1])
     most = max(1, n_spots // (_SPOTS_PER_FEATURE * _GENE_RINGS))
-    axes = _principal(total, min(_AXES, most))
+    axes = principal_axes(total, min(_AXES, most))
     for slide in slides:
         values, members, valid = _expression(slide, panel)
         seen = [np.asarray(values @ axes, np.float64)]
@@ -213,49 +214,16 @@ def _gene_blocks(slides: Sequence[PreparedSlide]) -> list[dict[str, Floats]]:
         niche = ring_mean(values, members, valid)
         niche -= niche.mean(axis=0)
         beside = np.sqrt(np.maximum((niche**2).sum(axis=1) - ((niche @ axes) ** 2).sum(axis=1), 0))
-        genes = np.hstack([_block(block) for block in seen])
+        genes = np.hstack([levelled(block) for block in seen])
         rings.append({"genes": genes, "beside": beside / max(float(np.median(beside)), 1e-12)})
     return rings
-
-
-def _shared_panel(slides: Sequence[PreparedSlide]) -> Panel | None:
-    """The most variable genes of the annotated slides that all slides measured."""
-    if any(slide.genes is None for slide in slides):
-        return None
-    symbols = [slide.genes.symbols for slide in slides if slide.genes is not None]
-    shared = set(reduce(np.intersect1d, symbols).tolist())
-    ranked = choose_panel(slides[:-1], max(len(s) for s in symbols)).genes
-    kept = tuple(gene for gene in ranked if gene in shared)[:_MOST_GENES]
-    return Panel(genes=kept, ensembl=("",) * len(kept)) if len(kept) > 1 else None
 
 
 def _expression(
     slide: PreparedSlide, panel: Panel
 ) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.bool_]]:
     found = panel_expression(slide, panel)
-    return found.values.astype(np.float32), _members(slide), found.valid
-
-
-def _members(slide: PreparedSlide) -> NDArray[np.int32]:
-    """The rings of the lattice where the slide has them, else its first niches."""
-    niche = slide.niches.get("lattice") or next(iter(slide.niches.values()))
-    return np.asarray(niche.neighbors)
-
-
-def _principal(covariance: NDArray[np.float32], n_axes: int) -> NDArray[np.float32]:
-    """[P, R] eigenvectors of the largest eigenvalues; the same for the same covariance."""
-    from scipy.sparse.linalg import eigsh
-
-    p = len(covariance)
-    if p <= 2 * n_axes:
-        return np.asarray(np.linalg.eigh(covariance)[1][:, ::-1][:, :n_axes])
-    return np.asarray(eigsh(covariance, k=n_axes, v0=np.ones(p, np.float32))[1][:, ::-1])
-
-
-def _block(values: Floats) -> Floats:
-    """Centred on the slide, of total variance 1."""
-    values = values - values.mean(axis=0)
-    return np.asarray(values / max(np.sqrt((values**2).sum(axis=1).mean()), 1e-12))
+    return found.values.astype(np.float32), rings_of(slide), found.valid
 
 
 def _folds(slides: Sequence[PreparedSlide]) -> tuple[NDArray[np.int64], str]:

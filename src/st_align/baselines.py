@@ -6,8 +6,6 @@ Shape letters: N spots, P shared genes, D axes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import reduce
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +13,7 @@ from numpy.typing import NDArray
 from st_align.errors import SlideError
 from st_align.expression import Panel, choose_panel, panel_expression
 from st_align.geometry import ring_mean
+from st_align.shared import shared_symbols
 from st_align.slide import PreparedSlide
 
 Floats = NDArray[np.float64]
@@ -38,13 +37,12 @@ def linear_niche(train: Sequence[PreparedSlide], slide: PreparedSlide, *, dims: 
     counted = [s for s in (slide, *train) if s.genes is not None]
     if slide.genes is None or len(counted) < 2:
         raise SlideError("the linear niche baseline needs counts", found=f"slide {slide.id!r}")
-    symbols = [s.genes.symbols for s in counted if s.genes is not None]
-    shared: NDArray[Any] = reduce(np.intersect1d, symbols)
-    if not len(shared):
+    shared = tuple(shared_symbols(counted))
+    if not shared:
         raise SlideError(
             "the slides have no gene in common", found=", ".join(s.id for s in counted)
         )
-    panel = Panel(genes=tuple(map(str, shared)), ensembl=("",) * len(shared))
+    panel = Panel(genes=shared, ensembl=("",) * len(shared))
     covariance = np.zeros((len(shared), len(shared)))
     for other in counted[1:]:
         values = _niche_expression(other, panel)

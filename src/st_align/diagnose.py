@@ -9,6 +9,7 @@ Shape letters: N spots, D an embedding's width, T image tokens.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 
 _VECTORS = ("r", "u", "e", "t", "h_spot", "h_niche")
 _PAIRS = {"spot": ("r", "u"), "niche": ("e", "t")}
-_SPOTS = 1_000
-"""A slide; and so many pairs of spots for uniformity."""
+_SPOTS, _PAIRS_DRAWN = 1_000, 10_000
+"""Of each slide; of all slides, for uniformity."""
 _FOLDS = 5
 
 
@@ -46,13 +47,13 @@ def diagnose(run: Run, corpus: Corpus, *, seed: int = 0) -> dict[str, Any]:
 
     rng = np.random.default_rng(seed)
     reader = Embedder(run, corpus=corpus)
-    found, rows = {}, {}
+    found: list[_Drawn] = []
     spread: dict[str, list[float]] = {scale: [] for scale in _PAIRS}
     for id in tqdm(corpus.ids, desc="diagnose", unit="slide"):
         slide = corpus.slide(id)
-        found[id] = reader.embed(slide)
         n = slide.n_spots
-        rows[id] = np.sort(rng.choice(n, min(n, _SPOTS), replace=False))
+        rows = np.sort(rng.choice(n, min(n, _SPOTS), replace=False))
+        found.append(_drawn(reader.embed(slide), rows))
         for scale, values in spread.items():
             try:
                 shares = image_attention(reader, slide, scale=scale)  # type: ignore[arg-type]
@@ -63,23 +64,39 @@ def diagnose(run: Run, corpus: Corpus, *, seed: int = 0) -> dict[str, Any]:
         raise CorpusError(f"{corpus.path} holds no slide")
     result: dict[str, Any] = {"n_slides": len(found), "effective_rank": {}, "slide_probe": {}}
     for name in _VECTORS:
-        parts = [_vectors(e, name, rows[id]) for id, e in found.items()]
+        parts = [drawn.present(name) for drawn in found]
         if not sum(len(p) for p in parts):
             continue
         result["effective_rank"][name] = _effective_rank(parts)
         if sum(len(p) >= _FOLDS for p in parts) > 1:
             result["slide_probe"][name] = _slide_probe(parts, seed)
-    result |= _geometry(found, rows, rng)
+    result |= _geometry(found, rng)
     result["attention"] = {scale: float(np.mean(v)) for scale, v in spread.items() if v}
     return result
 
 
-def _vectors(embeddings: SlideEmbeddings, name: str, rows: NDArray[np.intp]) -> NDArray[Any]:
-    """[n, D] of the rows that hold something."""
-    image, counts = embeddings.has_image, embeddings.has_counts
-    present = {"r": image, "e": image, "u": counts, "t": counts}.get(name, image | counts)
-    values: NDArray[Any] = getattr(embeddings, name)[rows[present[rows]]].astype(np.float64)
-    return values
+@dataclass(frozen=True, kw_only=True)
+class _Drawn:
+    """Some spots of one slide: vectors [n, D] by name, and which hold an image and counts [n]."""
+
+    vectors: Mapping[str, NDArray[np.float32]]
+    has_image: NDArray[np.bool_]
+    has_counts: NDArray[np.bool_]
+
+    def present(self, name: str) -> NDArray[Any]:
+        """[m, D] of the spots that hold something."""
+        image, counts = self.has_image, self.has_counts
+        kept = {"r": image, "e": image, "u": counts, "t": counts}.get(name, image | counts)
+        return self.vectors[name][kept].astype(np.float64)
+
+
+def _drawn(embeddings: SlideEmbeddings, rows: NDArray[np.intp]) -> _Drawn:
+    """Copies, so that a slide's embeddings go when the next slide comes."""
+    return _Drawn(
+        vectors={name: getattr(embeddings, name)[rows] for name in _VECTORS},
+        has_image=embeddings.has_image[rows],
+        has_counts=embeddings.has_counts[rows],
+    )
 
 
 def _effective_rank(parts: Sequence[NDArray[Any]]) -> float:
@@ -106,23 +123,19 @@ def _slide_probe(parts: Sequence[NDArray[Any]], seed: int) -> dict[str, float]:
     return {"accuracy": float(np.mean(hits)), "chance": 1 / len(parts)}
 
 
-def _geometry(
-    found: Mapping[str, SlideEmbeddings],
-    rows: Mapping[str, NDArray[np.intp]],
-    rng: np.random.Generator,
-) -> dict[str, dict[str, float]]:
+def _geometry(found: Sequence[_Drawn], rng: np.random.Generator) -> dict[str, dict[str, float]]:
     """Alignment and uniformity of the normalised pairs that training pulls together."""
     alignment, uniformity = {}, {}
     for scale, (image, gene) in _PAIRS.items():
         pairs = []
-        for id, e in found.items():
-            both = rows[id][(e.has_image & e.has_counts)[rows[id]]]
-            pairs.append([_unit(getattr(e, name)[both]) for name in (image, gene)])
+        for drawn in found:
+            both = drawn.has_image & drawn.has_counts
+            pairs.append([_unit(drawn.vectors[name][both]) for name in (image, gene)])
         seen, genes = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
         if len(seen) < 2:
             continue
         alignment[scale] = float(((seen - genes) ** 2).sum(axis=1).mean())
-        one, other = rng.integers(0, len(seen), (2, _SPOTS * 10))
+        one, other = rng.integers(0, len(seen), (2, _PAIRS_DRAWN))
         apart = ((seen[one] - seen[other]) ** 2).sum(axis=1)[one != other]
         uniformity[scale] = float(np.log(np.exp(-2 * apart).mean()))
     return {"alignment": alignment, "uniformity": uniformity}

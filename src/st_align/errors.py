@@ -25,7 +25,7 @@ class StAlignError(Exception):
 
     def one_line(self) -> str:
         """The message on one line, for logs and `quarantine.json`."""
-        return "; ".join(part.strip() for part in str(self).splitlines())
+        return "; ".join(" ".join(part.split()) for part in str(self).splitlines())
 
 
 class SlideError(StAlignError):
@@ -56,7 +56,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """`did you mean ...?` for a misspelt name, or the list of known ones."""
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+    between = "; " if any("," in name for name in known) else ", "
+    return f"did you mean {close[0]!r}?" if close else f"known: {between.join(known)}"
 
 
 def require_file(path: Path, what: str, error: type[StAlignError] = SlideError) -> Path:

@@ -157,7 +157,7 @@ def neighbors(
             f"the niche {spec!r} needs array positions" + " on a square lattice" * (rings == 1),
             expected="array_row and array_col",
             found="spots with pixel positions only",
-            fix="use k4",
+            fix='use the niche k4: prepare with --niche k4, train with niche = "k4" under [data]',
         )
     return members.astype(np.int32)
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
 
 import numpy as np
 import pandas as pd
@@ -22,13 +21,14 @@ from numpy.typing import NDArray
 
 from st_align.domains import assign_domains, choose_n_domains
 from st_align.errors import SlideError
-from st_align.expression import Panel, choose_panel, panel_expression
+from st_align.expression import Panel, panel_expression
 from st_align.geometry import ring_mean
+from st_align.shared import levelled, principal_axes, rings_of, shared_panel
 from st_align.slide import PreparedSlide
 
 Floats = NDArray[np.float64]
 
-_AXES, _MOST_GENES, _FIT_SPOTS = 16, 4_000, 3_000
+_AXES, _FIT_SPOTS = 16, 3_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +87,7 @@ def joint_domains(
             found=", ".join(map(str, sorted(widths))) or "no slide",
             fix="embed all of them with one model and the same modalities",
         )
-    centred = [_levelled(x) for x in embeddings]
+    centred = [levelled(x) for x in embeddings]
     rng = np.random.default_rng((seed, len(centred)))
     most = min(_FIT_SPOTS, min(len(x) for x in centred)) if len(centred) > 1 else _FIT_SPOTS
     drawn = [x[np.sort(rng.permutation(len(x))[:most])] for x in centred]
@@ -105,13 +105,6 @@ def joint_domains(
     )
 
 
-def _levelled(x: NDArray[np.floating]) -> Floats:
-    """[N, D] centred and of total variance 1."""
-    values = np.asarray(x, np.float64) - np.mean(x, axis=0)
-    spread = float(np.sqrt((values**2).sum(axis=1).mean())) if len(values) else 0.0
-    return np.asarray(values / max(spread, 1e-12))
-
-
 def counts_embeddings(slides: Sequence[PreparedSlide]) -> list[Floats]:
     """[N, D] of each slide from its counts alone: log-expression of the niche, centred on the
     slide, on the principal axes of all slides, which weigh the same.
@@ -125,38 +118,23 @@ def counts_embeddings(slides: Sequence[PreparedSlide]) -> list[Floats]:
             "domains from counts need counts",
             found=f"none in {', '.join(lacking) or 'no slide'}",
         )
-    symbols = [slide.genes.symbols for slide in slides if slide.genes is not None]
-    shared = set(reduce(np.intersect1d, symbols).tolist())
-    ranked = choose_panel(slides, max(map(len, symbols))).genes
-    kept = tuple(gene for gene in ranked if gene in shared)[:_MOST_GENES]
-    if len(kept) < 2:
+    panel = shared_panel(slides, ranked_on=slides)
+    if panel is None:
         raise SlideError(
             "the slides have no genes in common",
             found=", ".join(slide.id for slide in slides),
             fix="give slides of one species with gene names of one kind",
         )
-    panel = Panel(genes=kept, ensembl=("",) * len(kept))
     total = np.zeros((len(panel), len(panel)), np.float32)
     for slide in slides:
         values = _niche_expression(slide, panel)
         total += values.T @ values / len(values)
-    axes = _principal(total)
+    axes = principal_axes(total, _AXES)
     return [np.asarray(_niche_expression(slide, panel) @ axes, np.float64) for slide in slides]
 
 
 def _niche_expression(slide: PreparedSlide, panel: Panel) -> NDArray[np.float32]:
     """[N, P] niche means centred on the slide."""
     found = panel_expression(slide, panel)
-    niche = slide.niches.get("lattice") or next(iter(slide.niches.values()))
-    values = ring_mean(found.values.astype(np.float32), niche.neighbors, found.valid)
+    values = ring_mean(found.values.astype(np.float32), rings_of(slide), found.valid)
     return np.asarray(values - values.mean(axis=0), np.float32)
-
-
-def _principal(covariance: NDArray[np.float32]) -> NDArray[np.float32]:
-    """[P, D] eigenvectors of the largest eigenvalues."""
-    from scipy.sparse.linalg import eigsh
-
-    p = len(covariance)
-    if p <= 2 * _AXES:
-        return np.asarray(np.linalg.eigh(covariance)[1][:, ::-1][:, :_AXES])
-    return np.asarray(eigsh(covariance, k=_AXES, v0=np.ones(p, np.float32))[1][:, ::-1])

@@ -11,10 +11,12 @@ from st_align import store
 from st_align.checkpoint import Run, is_run, load_run, shipped
 from st_align.corpus import Corpus, is_corpus
 from st_align.diagnose import diagnose
+from st_align.errors import ConfigError
 from st_align.infer import without_counts
 from st_align.io import ReadOptions
 from st_align.io.detect import read_one, split_spec
 from st_align.predict import Head
+from st_align.prepare import slide_warnings, um_per_px
 from st_align.provenance import licence_words, licences
 from st_align.slide import PreparedSlide, Slide
 from st_align.sources import corpus_slide
@@ -46,6 +48,12 @@ def overview(
         return result
     if is_run(path) or (not path.exists() and spec in shipped()):
         return _run_overview(load_run(spec))
+    if not path.exists():
+        raise ConfigError(
+            f"{spec} does not exist",
+            expected="a corpus, a run, a shipped model, a gene head or a slide",
+            fix=f"check the path; models that ship: {', '.join(shipped()) or 'none'}",
+        )
     if path.suffix == ".safetensors":
         return _head_overview(Head.load(path))
     result = _slide_overview(read_one(spec, options))
@@ -116,6 +124,8 @@ def _head_overview(head: Head) -> dict[str, Any]:
 def _slide_overview(slide: Slide) -> dict[str, Any]:
     return {
         **_slide_facts(slide),
+        "warnings": list(slide_warnings(slide, ())),
+        "um_per_px": um_per_px(slide),
         "image": None if slide.image is None else list(slide.image.shape),
         "obs": list(slide.obs.columns),
     }
@@ -152,10 +162,13 @@ def _slide_facts(slide: Slide | PreparedSlide) -> dict[str, Any]:
 def describe(result: dict[str, Any]) -> str:
     """The result of `overview` as lines for a terminal."""
     if result["kind"] != "corpus":
-        facts = {k: v for k, v in result.items() if k != "diagnosis"} | result.get("diagnosis", {})
-        return "\n".join(f"{name:<18} {_words(value)}" for name, value in facts.items())
+        apart = ("diagnosis", "warnings")
+        facts = {k: v for k, v in result.items() if k not in apart} | result.get("diagnosis", {})
+        lines = [f"{name:<18} {_words(value)}" for name, value in facts.items()]
+        return "\n".join([*lines, *(f"warning: {text}" for text in result.get("warnings", ()))])
     lines = [
-        f"corpus: {result['n_slides']} slides of {result['n_patients']} patients, "
+        f"corpus: {_count(result['n_slides'], 'slide')} of "
+        f"{_count(result['n_patients'], 'patient')}, "
         f"{result['n_spots']:,} spots",
         f"  {'slide':<40} {'patient':<16} {'spots':>6}  um/px",
     ]
@@ -172,6 +185,10 @@ def describe(result: dict[str, Any]) -> str:
         if not result["damaged"]:
             lines.append("  every column agrees with its hash")
     return "\n".join(lines)
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n:,} {what}{'s' * (n != 1)}"
 
 
 def _words(value: Any) -> str:

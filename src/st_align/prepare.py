@@ -90,6 +90,13 @@ def cut_niche(slide: Slide, spec: str, *, niche_px: int = NICHE_PX) -> Niche:
     return Niche(neighbors=members, boxes=boxes, patches=patches)
 
 
+def um_per_px(slide: Slide) -> float | None:
+    """Micrometres of a full-resolution pixel; None without an image: the coordinates may be in any
+    unit. A SlideError when it cannot be fitted.
+    """
+    return None if slide.image is None else _scale(slide).um_per_px
+
+
 def slide_warnings(slide: Slide, niche_specs: Iterable[str]) -> tuple[str, ...]:
     """What the reader said, then: few pixels per spot, fewer spots than a niche."""
     return tuple(_warnings(slide, niche_specs))

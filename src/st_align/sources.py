@@ -10,10 +10,8 @@ from st_align.errors import ConfigError
 from st_align.infer import without_image
 from st_align.io import ReadOptions
 from st_align.io.detect import only_id, read_one, split_spec
-from st_align.prepare import prepare_slide
 from st_align.slide import PreparedSlide
-
-_LOOSE_PX = {"spot_px": 56, "niche_px": 112}
+from st_align.trained import prepare_as
 
 
 def open_slide(
@@ -30,11 +28,7 @@ def open_slide(
     if is_corpus(path):
         corpus = Corpus.open(path)
         return corpus_slide(corpus, id or only_id(spec, corpus.ids), options), corpus
-    sides = {
-        "spot_px": preprocess.spot_px or _LOOSE_PX["spot_px"],
-        "niche_px": preprocess.niche_px or _LOOSE_PX["niche_px"],
-    }
-    return prepare_slide(read_one(spec, options), (preprocess.niche,), **sides), None
+    return prepare_as(preprocess, read_one(spec, options)), None
 
 
 def corpus_slide(corpus: Corpus, id: str, options: ReadOptions) -> PreparedSlide:

@@ -53,7 +53,8 @@ def embed(
     **where: Unpack[Where],
 ) -> Any:
     """Embed slides the model never saw: `obsm[key_added]` [N, D] and `obsm[f"{key_added}_{use}"]`
-    for image, gene, spot, niche, spot+niche; where they come from in `uns["stalign"]`.
+    for image, gene, spot, niche, spot_niche, linear, linear-scaled; where they come from in
+    `uns["stalign"]`.
 
     Nothing is fitted on the slide but its mean. Spots off the tissue hold NaN.
 
@@ -115,7 +116,8 @@ def domains(
     Args:
         data: after `embed`.
         n_domains: 2 or more, or `auto`.
-        use: image, gene, spot, niche or spot+niche; by default the model's.
+        use: image, gene, spot, niche, spot+niche, linear or linear-scaled; by default the model's
+            and both linear ones together.
         label_key: obs column to score against.
         method: consensus (the default), gmm or kmeans.
         refine: smooth over the lattice.

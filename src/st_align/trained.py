@@ -5,12 +5,23 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
-from st_align.checkpoint import Run, load_run
+from st_align.checkpoint import Preprocess, Run, load_run
 from st_align.infer import Embedder, SlideEmbeddings, training_slides
 from st_align.prepare import prepare_slide
 from st_align.slide import PreparedSlide, Slide
 
-_LOOSE_PX = {"spot_px": 56, "niche_px": 112}
+_LOOSE_SPOT_PX, _LOOSE_NICHE_PX = 56, 112
+"""Sides of patches for a model that reads any size."""
+
+
+def prepare_as(preprocess: Preprocess, slide: Slide) -> PreparedSlide:
+    """A slide cut as `preprocess` says."""
+    return prepare_slide(
+        slide,
+        (preprocess.niche,),
+        spot_px=preprocess.spot_px or _LOOSE_SPOT_PX,
+        niche_px=preprocess.niche_px or _LOOSE_NICHE_PX,
+    )
 
 
 class STAlign:
@@ -44,10 +55,7 @@ class STAlign:
 
     def prepare(self, slide: Slide) -> PreparedSlide:
         """A slide cut as the model reads it."""
-        sides = {
-            name: getattr(self.run.preprocess, name) or loose for name, loose in _LOOSE_PX.items()
-        }
-        return prepare_slide(slide, (self.run.preprocess.niche,), **sides)
+        return prepare_as(self.run.preprocess, slide)
 
     def embed(self, slide: Slide) -> SlideEmbeddings:
         """Embeddings of all spots of a slide. Raises ModelError, SlideError."""

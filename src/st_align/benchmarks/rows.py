@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Mapping, Sequence
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +32,13 @@ from st_align.expression import choose_panel
 from st_align.features import cached_features, slide_features
 from st_align.infer import Embedder, run_hash
 from st_align.prepare import prepare_slide
+from st_align.shared import shared_symbols
 from st_align.slide import PreparedSlide, Slide
 
 LINEAR = "linear niche, fitted elsewhere"
 SHARED_GENES = 4000
-LINEAR_DIMS = 16
 """The linear niche baseline reads the genes that vary most among those all slides measured."""
+LINEAR_DIMS = 16
 
 ENCODERS = {
     "CTransPath": ("ctranspath",),
@@ -121,12 +121,6 @@ def encoder_vectors(encoder: FrozenEncoder, slide: PreparedSlide, target: Target
     return np.asarray(found.pooled, np.float32)
 
 
-def shared_genes(slides: Sequence[PreparedSlide]) -> list[str]:
-    """Symbols measured by all slides that have counts, sorted."""
-    symbols = [s.genes.symbols for s in slides if s.genes is not None]
-    return [str(name) for name in reduce(np.intersect1d, symbols)] if symbols else []
-
-
 def _spot_pca(target: Target, seed: int) -> Embedded:
     x = spot_pca(target.slide)
 
@@ -139,7 +133,7 @@ def _spot_pca(target: Target, seed: int) -> Embedded:
 def _linear() -> list[Method]:
     def elsewhere(target: Target, seed: int) -> Embedded:
         train = [s for s in target.fit if s.counts is not None]
-        names = shared_genes([target.slide, *train])
+        names = shared_symbols([target.slide, *train])
         train = [with_genes(s, names) for s in train]
         panel = choose_panel(train, SHARED_GENES).genes
         x = linear_niche(
@@ -178,7 +172,7 @@ def _needs_fit(target: Target) -> str:
     train = [s for s in target.fit if s.counts is not None]
     if not train:
         return "no slide to fit on: give slides of other patients, or --protocol section"
-    return "" if shared_genes([target.slide, *train]) else "no gene in common with other slides"
+    return "" if shared_symbols([target.slide, *train]) else "no gene in common with other slides"
 
 
 def _fit_key(target: Target) -> dict[str, Any]:
@@ -262,12 +256,12 @@ def _clip(name: str, tower: str, weights: Mapping[str, str], elsewhere: bool) ->
         train = train_slides(target)
         if not train:
             return "no other slide with image and counts to train on"
-        return "" if shared_genes([target.slide, *train]) else "no gene in common"
+        return "" if shared_symbols([target.slide, *train]) else "no gene in common"
 
     def embed(target: Target, seed: int) -> Embedded:
         encoder, train = _load((tower,), weights), train_slides(target)
         if elsewhere:
-            names = shared_genes([target.slide, *train])
+            names = shared_symbols([target.slide, *train])
             panel = choose_panel([with_genes(s, names) for s in train], stimage_clip.OVERLAP_GENES)
         else:
             panel = choose_panel(train, stimage_clip.SLIDE_GENES)

@@ -49,7 +49,10 @@ def embed(
 def domains(
     files: Annotated[list[Path], typer.Argument(metavar="FILE.h5ad...")],
     n_domains: Annotated[str, typer.Option(help="How many, or auto.")] = "auto",
-    use: Annotated[str | None, typer.Option(help="image, gene, spot, niche or spot+niche.")] = None,
+    use: Annotated[
+        str | None,
+        typer.Option(help="One view alone: image, gene, spot, niche, spot+niche, linear."),
+    ] = None,
     label_key: Annotated[str | None, typer.Option(help="obs column to score against.")] = None,
     method: Annotated[str | None, typer.Option(help="consensus (default), gmm or kmeans.")] = None,
     refine: Annotated[bool, typer.Option(help="Smooth over the lattice.")] = False,

@@ -14,6 +14,7 @@ from st_align import keys, store
 from st_align.annotate import Annotation, Labelled, Seen, annotate
 from st_align.checkpoint import Run, load_run
 from st_align.commands.output import print_warnings, require_not_source, require_suffix
+from st_align.corpus import Corpus
 from st_align.errors import ConfigError, nearest
 from st_align.infer import Embedder, SlideEmbeddings, to_anndata, training_slides
 from st_align.io import ReadOptions
@@ -37,13 +38,17 @@ def annotate_slide(
     for spec in (slide, *sources):
         require_not_source(out, spec)
     run = load_run(model)
-    annotated = [_labelled(run, spec, label_key, options) for spec in sources]
+    # All are opened before the first is embedded: what cannot be read is told at once.
     prepared, corpus = open_slide(slide, run.preprocess, options)
-    if prepared.id in {one.slide.id for one in annotated}:
+    opened = [_opened(run, spec, label_key, options) for spec in sources]
+    if prepared.id in {one.id for one, _, _ in opened}:
         raise ConfigError(
             f"slide {prepared.id!r} is among the annotated slides",
             expected="slides other than the one that gets labels",
         )
+    annotated = [
+        Labelled(**vars(_seen_by(run, one, of)), labels=labels) for one, of, labels in opened
+    ]
     found = Embedder(run, corpus=corpus, progress=True).embed(prepared)
     answer = annotate(annotated, seen(run, prepared, found))
     adata = to_anndata(run, prepared, found)
@@ -124,10 +129,16 @@ def score(answer: Annotation, labels: NDArray[np.str_]) -> dict[str, float]:
     }
 
 
-def _labelled(run: Run, spec: str, label_key: str, options: ReadOptions) -> Labelled:
-    """An annotated slide; the image given for the slide that gets labels is not its own."""
+def _opened(
+    run: Run, spec: str, label_key: str, options: ReadOptions
+) -> tuple[PreparedSlide, Corpus | None, NDArray[np.str_]]:
+    """An annotated slide, its corpus and its labels; the image given for the slide that gets
+    labels is not its own.
+    """
     usual = ReadOptions(format=options.format, no_image=options.no_image)
     slide, corpus = open_slide(spec, run.preprocess, usual)
-    labels = labels_of(slide.spots, label_key)
-    found = Embedder(run, corpus=corpus, progress=True).embed(slide)
-    return Labelled(**vars(seen(run, slide, found)), labels=labels)
+    return slide, corpus, labels_of(slide.spots, label_key)
+
+
+def _seen_by(run: Run, slide: PreparedSlide, corpus: Corpus | None) -> Seen:
+    return seen(run, slide, Embedder(run, corpus=corpus, progress=True).embed(slide))

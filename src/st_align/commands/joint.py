@@ -26,6 +26,7 @@ from st_align.io.objects import Part, parts_of
 from st_align.joint import counts_embeddings, joint_domains
 from st_align.metrics import ari, labelled, nmi
 from st_align.prepare import prepare_slide
+from st_align.slide import LATTICE, Slide
 
 SHARES = "domain_shares.csv"
 _EXPRESSION = "expression"
@@ -119,10 +120,18 @@ def _embeddings(
         )
     slides = [part.slide(adapt.options(no_image=True)) for part in parts]
     rows = [part.rows_of(slide.barcodes) for part, slide in zip(parts, slides, strict=True)]
-    prepared = [prepare_slide(slide, ("lattice",)) for slide in slides]
+    prepared = [prepare_slide(slide, (_niche(slide),)) for slide in slides]
     warnings = [f"{slide.id}: {text}" for slide in prepared for text in slide.warnings]
     patients = [slide.patient for slide in prepared]
     return counts_embeddings(prepared), rows, _EXPRESSION, patients, warnings
+
+
+def _niche(slide: Slide) -> str:
+    """The ring around a spot; the four nearest spots are that of a square lattice whose rows and
+    columns are not known.
+    """
+    unknown = slide.places is None and LATTICE[slide.technology] == "square"
+    return "k4" if unknown else "lattice"
 
 
 def _of_model(

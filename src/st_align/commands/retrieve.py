@@ -22,6 +22,7 @@ from st_align.files import replace_file
 from st_align.infer import Embedder
 from st_align.io import ReadOptions
 from st_align.retrieve import KINDS, Kind, Shelf, aligned, nearest
+from st_align.slide import PreparedSlide
 from st_align.sources import open_slide
 
 if TYPE_CHECKING:
@@ -68,9 +69,9 @@ def find_spots(
         for p in tables:
             slide, _ = open_slide(p, reader.run.preprocess, ReadOptions())
             seen = reader.embed(slide)
-            vectors[p] = aligned(seen, find)
+            vectors[p] = _by_row(tables[p], slide, aligned(seen, find))
             if p == str(path):
-                sought = aligned(seen, by)[asked]
+                sought = _by_row(tables[p], slide, aligned(seen, by))[asked]
         if sought is None:
             raise ValueError("the query's slide was not read")
         wanted = sought
@@ -122,6 +123,18 @@ def _row(adata: AnnData, barcode: str, query: str) -> int:
             found=f"{adata.n_obs} spots such as {', '.join(map(str, adata.obs_names[:3]))}",
         )
     return int(rows[0])
+
+
+def _by_row(
+    adata: AnnData, slide: PreparedSlide, values: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """`values` [N, D] of the slide's spots by row of its file: rows that are not read, such as
+    those off the tissue, hold 0.
+    """
+    names = adata.obs_names.astype(str)
+    placed = np.zeros((adata.n_obs, values.shape[1]), np.float32)
+    placed[names.get_indexer(pd.Index(slide.spots["barcode"].astype(str)))] = values
+    return placed
 
 
 def _embedding(adata: AnnData, kind: Kind, path: str) -> NDArray[np.float32]:
