@@ -1,9 +1,8 @@
-"""The tables of docs/results.md: domains on DLPFC sections, genes on her2st patients.
+"""Genes on her2st patients as in docs/results.md.
 
-    python examples/real_slides.py domains DATA OUT     about 15 minutes on two cores
-    python examples/real_slides.py genes DATA OUT       about 8 minutes
+    python examples/real_slides.py DATA OUT       about 8 minutes on two cores
 
-DATA holds `dlpfc/*.h5ad`, `her2st/ST` and `visium_lung/outs`. Steps whose output lies in OUT are
+DATA holds `her2st/ST`. Steps whose output lies in OUT are
 not run again; every verb is the installed command, timed and weighed on its own.
 """
 
@@ -20,79 +19,32 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from st_align.baselines import linear_niche, spot_pca
 from st_align.checkpoint import load_run
 from st_align.corpus import Corpus
-from st_align.domains import assign_domains
 from st_align.expression import log_normalise
 from st_align.features import slide_features
 from st_align.infer import training_slides
 from st_align.loader import frozen_encoders
-from st_align.metrics import score_domains
 from st_align.predict import top_hvg
 from st_align.ridge import choose_alpha, moments, solve
 from st_align.slide import PreparedSlide
 
 COMMAND = [str(Path(sys.executable).with_name("st-align"))]
 STUDY = "Human_Breast_Andersson_10142021_ST_"
-PATIENTS = {f"{STUDY}{s}": s[0] for s in ("A1", "A2", "C2", "C3", "C4", "C5")} | {
-    "151674": "Br8100", "151675": "Br8100", "151510": "Br5292", "visium_lung": "lung",
-}  # fmt: skip
-USES = ("image", "gene", "spot", "niche", "spot+niche")
+PATIENTS = {f"{STUDY}{s}": s[0] for s in ("A1", "A2", "C2", "C3", "C4", "C5")}
 
 
 def main() -> None:
-    """`domains` or `genes`."""
-    what, data, out = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
+    """`DATA OUT`."""
+    data, out = Path(sys.argv[1]), Path(sys.argv[2])
     out.mkdir(parents=True, exist_ok=True)
-    {"domains": domains, "genes": genes}[what](data, out)
-
-
-def domains(data: Path, out: Path) -> None:
-    """One corpus of all slides; each DLPFC section of Br8100 held out in turn."""
-    corpus, table = out / "corpus", patients(out / "patients.csv", PATIENTS)
-    sources = [data / "her2st", data / "dlpfc", data / "visium_lung"]
-    verb(out, "prepare", *sources, "--out", corpus, "--patients", table, made=corpus)
-    rows = []
-    for held, other in (("151675", "151674"), ("151674", "151675")):
-        run, file = out / f"run-{held}", out / f"{held}.h5ad"
-        verb(out, "train", corpus, "--out", run, "--hold-out-slide", held,
-             made=run / "readout.safetensors")  # fmt: skip
-        verb(out, "embed", f"{corpus}::{held}", "--model", run, "--out", file, made=file)
-        for use in USES:
-            result = out / f"{held}-{use}.json"
-            verb(out, "domains", file, "--n-domains", 7, "--label-key", "layer", "--use", use,
-                 "--out", out / "scratch.h5ad", "--json", result, made=result)  # fmt: skip
-            rows.append((f"ST-Align, {use}", held, json.loads(result.read_text())["slides"][held]))
-        rows += baselines(Corpus.open(corpus), held, other)
-    show(
-        pd.DataFrame(
-            [
-                {"method": m, "slide": s, "ari": f"{e['ari']['mean']:.3f} ± {e['ari']['std']:.3f}",
-                 "refined": f"{e['ari_refined']:.3f}", "nmi": f"{e['nmi']:.3f}"}
-                for m, s, e in rows
-            ]
-        ).pivot(index="method", columns="slide")
-    )  # fmt: skip
-
-
-def baselines(corpus: Corpus, held: str, other: str) -> list[tuple[str, str, dict[str, Any]]]:
-    """PCA + k-means on the slide itself; the linear niche baseline fitted on the other section."""
-    slide = corpus.slide(held)
-    labels, ring = slide.spots["layer"].to_numpy(object), slide.niches["lattice"].neighbors
-    pca = assign_domains(spot_pca(slide), 7, method="kmeans", neighbors=ring, refine=False)
-    rows = [("PCA + k-means (on the slide)", held, score_domains(pca, labels))]
-    for dims in (8, 12, 16, 20, 30):
-        axes = linear_niche([corpus.slide(other)], slide, dims=dims)
-        found = assign_domains(axes, 7, neighbors=ring, refine=False)
-        rows.append((f"linear niche baseline, {dims} axes", held, score_domains(found, labels)))
-    return rows
+    genes(data, out)
 
 
 def genes(data: Path, out: Path) -> None:
     """her2st: one patient held out of training, its genes predicted from the image."""
     corpus = out / "her2st"
-    table = patients(out / "her2st.csv", {s: p for s, p in PATIENTS.items() if p in "AC"})
+    table = patients(out / "her2st.csv", PATIENTS)
     verb(out, "prepare", data / "her2st", "--out", corpus, "--patients", table, made=corpus)
     rows: list[dict[str, Any]] = []
     for held, fitted in (("C", "A"), ("A", "C")):

@@ -276,7 +276,7 @@ class TestQuarantine:
         corpus = build([bad, *refs], tmp_path, absent={"gone": "its image is not there"})
         assert corpus.ids == ["a1", "a2", "b1"]
         assert corpus.quarantined == {
-            "bad": "bad.h5ad is truncated; found:    nothing; to do:    copy it again",
+            "bad": "bad.h5ad is truncated; found: nothing; to do: copy it again",
             "gone": "its image is not there",
         }
         with pytest.raises(CorpusError, match="truncated"):

@@ -84,6 +84,7 @@ def assign_domains(
     neighbors: NDArray[np.integer[Any]] | None = None,
     refine: bool = True,
     views: Sequence[NDArray[Any]] = (),
+    progress: bool = False,
 ) -> Domains:
     """Cluster an embedding `x` [N, D] into `n_domains`, `runs` times with new random starts.
 
@@ -97,12 +98,15 @@ def assign_domains(
         refine: smooth over `neighbors`; without these labels stay as they are.
         views: embeddings of the same spots that "consensus" fits its members on; `x` by default.
             Then `x` decides only how many domains there are.
+        progress: show a bar over the runs.
 
     Raises:
         ConfigError: unknown method, `n_domains` or `runs` out of range.
         SlideError: an embedding with NaN, or with fewer distinct rows than domains.
 
     """
+    from tqdm import tqdm
+
     x = _checked(x)
     if method not in METHODS:
         raise ConfigError(f"no clusterer is called {method!r}", fix=nearest(method, METHODS))
@@ -111,7 +115,8 @@ def assign_domains(
     count = choose_n_domains(x, seed=seed) if n_domains == "auto" else _count(n_domains, x)
     seen = _checked_views(views, len(x)) if method == "consensus" and views else [x]
     rngs = [np.random.default_rng((seed, run)) for run in range(runs)]
-    found = [METHODS[method](seen, count, rng) for rng in rngs]
+    bar = tqdm(rngs, desc="domains", unit="run", disable=not progress)
+    found = [METHODS[method](seen, count, rng) for rng in bar]
     unrefined = tuple(_by_size(clustering.labels) for clustering in found)
     smooth = None
     if neighbors is not None:

@@ -57,7 +57,7 @@ def find_domains(
         for path, target in zip(files, targets_of(files, out), strict=True):
             adata = store.read_h5ad(path)
             with store.naming(path):
-                entry = slide_domains(adata, request)
+                entry = slide_domains(adata, request, progress=True)
                 name = str(store.notes(adata).get("slide", path.stem))
             slides[name if name not in slides else str(path)] = entry
             print(f"{name}: {_domain_words(entry)}")
@@ -69,7 +69,9 @@ def find_domains(
     return result
 
 
-def slide_domains(adata: AnnData, request: DomainRequest) -> dict[str, Any]:
+def slide_domains(
+    adata: AnnData, request: DomainRequest, *, progress: bool = False
+) -> dict[str, Any]:
     """Domains of one embedded slide into its `obs` and notes; what was done, with scores."""
     labels, method = labels_of(adata, request.label_key), request.method or "consensus"
     x, use, views = views_of(adata, request.use, method)
@@ -82,6 +84,7 @@ def slide_domains(adata: AnnData, request: DomainRequest) -> dict[str, Any]:
         neighbors=_lattice(adata, required=request.refine),
         refine=request.refine,
         views=views,
+        progress=progress,
     )
     adata.obs[keys.DOMAIN] = pd.Categorical([str(k) for k in found.labels])
     entry: dict[str, Any] = {
