@@ -51,6 +51,23 @@ def test_a_bomb_in_a_png(tmp_path):
     assert open_image(fuzz_cases.bomb(tmp_path / "small.png", 2_000)).shape == (2_000, 2_000)
 
 
+def test_a_sound_jpeg_may_shrink_more_than_counts_do(tmp_path, monkeypatch):
+    # A real section of 184 million pixels lies in 4 MB of JPEG: 138 to 1.
+    monkeypatch.setattr("st_align.inflation.ALWAYS", 1 << 20)
+    path = tmp_path / "section.png"  # as STimage-1K4M names its JPEG files
+    Image.new("RGB", (2_000, 2_000), (230, 220, 225)).save(path, "JPEG", quality=60)
+    assert 12_000_000 / path.stat().st_size > 100
+    assert open_image(path).shape[:2] == (2_000, 2_000)
+
+
+def test_the_real_sections_of_her2st_are_no_bombs():
+    folder = Path(__file__).parents[2] / "shared/data/her2st/ST/image"
+    if not folder.is_dir():
+        pytest.skip("the her2st sections are not here")
+    shape = open_image(folder / "Human_Breast_Andersson_10142021_ST_C2.png").shape
+    assert min(shape[:2]) > 9_000
+
+
 def test_a_bomb_in_a_tiff(tmp_path):
     path = tmp_path / "white.tif"
     white = Image.new("L", (20_000, 20_000), 255)

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from PIL import Image, UnidentifiedImageError
 
 from st_align.errors import SlideError, require_file
-from st_align.inflation import require_plausible
+from st_align.inflation import IMAGE_RATIO, require_plausible
 from st_align.raster import (
     CONVERT,
     DAMAGED,
@@ -72,7 +72,7 @@ def _decoded(path: Path) -> Pixels:
             require_size(path, *image.size)
             # PIL holds it once as stored, this function once more as RGB.
             decoded = image.size[0] * image.size[1] * (3 + len(image.getbands()))
-            require_plausible(str(path), decoded, path.stat().st_size)
+            require_plausible(str(path), decoded, path.stat().st_size, ratio=IMAGE_RATIO)
             if image.mode.startswith(("I", "F")):
                 return rgb_array(np.asarray(image))
             alpha = image.mode in ("RGBA", "LA", "PA", "La", "RGBa")

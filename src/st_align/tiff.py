@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from st_align import raster
 from st_align.errors import SlideError
-from st_align.inflation import require_plausible
+from st_align.inflation import IMAGE_RATIO, require_plausible
 from st_align.raster import (
     CONVERT,
     DAMAGED,
@@ -50,7 +50,7 @@ def open_tiff(path: Path, scale: float) -> RegionImage | None:
         if page.photometric not in _RGB_OR_GREY:
             return None
         if series.nbytes <= raster.WHOLE_BYTES:
-            require_plausible(str(path), series.nbytes, path.stat().st_size)
+            require_plausible(str(path), series.nbytes, path.stat().st_size, ratio=IMAGE_RATIO)
             return ArrayImage(rgb_array(_channels_last(series)), scale)
         by_region = _by_region(path, tif, scale)
         weakref.finalize(by_region, tif.close)
