@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from st_align.errors import ModelError
-from st_align.linear import LINEAR_USES, LinearAxes, centred, coordinates, fit_linear
+from st_align.keys import LINEAR_USES
+from st_align.linear import LinearAxes, centred, coordinates, fit_linear, niche_facts
 from st_align.readout import Readouts
 from toy_readouts import readouts_of, toy_niches, toy_vectors
 
@@ -74,6 +75,10 @@ class Rows:
         return (self.values[rows],)
 
 
+def read(axes, values, use):
+    return coordinates(axes, Rows(values), niche_facts(Rows(values), len(values)), use)
+
+
 def planted(rng, n=400, genes=40, axes=3):
     """Expression on a few axes, and noise beside them."""
     basis, _ = np.linalg.qr(rng.normal(size=(genes, axes)))
@@ -88,7 +93,7 @@ def test_linear_axes_are_those_of_pca_and_the_prior_hardly_shrinks(rng):
     np.testing.assert_allclose(np.abs(np.sum(axes.axes * expected[:3].T, axis=0)), 1, atol=1e-5)
     np.testing.assert_allclose(axes.variances, sizes[:3] ** 2 / len(values), rtol=1e-4)
     assert axes.noise == pytest.approx(0.01, rel=0.1)
-    scores = coordinates(axes, Rows(values), len(values), "linear")
+    scores = read(axes, values, "linear")
     plain = (values - values.mean(axis=0)) @ axes.axes
     np.testing.assert_allclose(scores, plain, rtol=0.02, atol=0.02)
 
@@ -96,10 +101,10 @@ def test_linear_axes_are_those_of_pca_and_the_prior_hardly_shrinks(rng):
 def test_genes_not_measured_leave_the_scale_of_the_scores(rng):
     values, _ = planted(rng)
     axes = fit_linear([centred(values.astype(np.float32), "linear")], 3)
-    whole = coordinates(axes, Rows(values), len(values), "linear")
+    whole = read(axes, values, "linear")
     half = values.copy()
     half[:, ::2] = 0
-    part = coordinates(axes, Rows(half), len(values), "linear")
+    part = read(axes, half, "linear")
     for k in range(3):
         slope = part[:, k] @ whole[:, k] / (whole[:, k] @ whole[:, k])
         assert slope == pytest.approx(1, abs=0.05)
@@ -136,11 +141,9 @@ def test_blocks_give_what_one_pass_gives(rng, monkeypatch):
     values, _ = planted(rng)
     for use in LINEAR_USES:
         axes = fit_linear([centred(values.astype(np.float32), use)], 3)
-        whole = coordinates(axes, Rows(values), len(values), use)
+        whole = read(axes, values, use)
         monkeypatch.setattr("st_align.linear._BLOCK", 7)
-        np.testing.assert_allclose(
-            coordinates(axes, Rows(values), len(values), use), whole, atol=1e-6
-        )
+        np.testing.assert_allclose(read(axes, values, use), whole, atol=1e-6)
         monkeypatch.undo()
         np.testing.assert_allclose(
             centred(values.astype(np.float32), use) @ axes.projection(np.ones(40, bool)),
@@ -153,7 +156,7 @@ def test_a_slide_without_the_panel_reads_out_as_nothing(rng):
     axes = LinearAxes(
         axes=np.eye(5, 2, dtype=np.float32), variances=np.array([2, 1], np.float32), noise=0.1
     )
-    assert not coordinates(axes, Rows(np.zeros((6, 5))), 6, "linear-scaled").any()
+    assert not read(axes, np.zeros((6, 5)), "linear-scaled").any()
 
 
 def test_readouts_keep_linear_axes_where_there_are_counts(rng):

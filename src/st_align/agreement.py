@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from st_align.mixture import Floats, Labels, best_mixture
+from st_align.mixture import Labels, best_mixture
 
 DIMS = (8, 12, 16, 20, 30)
 _ROUNDS, _STARTS = 2, 2
@@ -43,6 +43,8 @@ def agreed_mixture(
     """Domains that members on all `views` agree on: embeddings [N, D] of the same spots, the most
     variable axis first.
     """
+    from sklearn.metrics import adjusted_rand_score
+
     posteriors = [found for view in views for found in _members(view, n_domains, rng)]
     profile = np.concatenate(posteriors, axis=1) / np.sqrt(len(posteriors))
     n = len(profile)
@@ -56,22 +58,8 @@ def agreed_mixture(
         everyone = (profile @ means.T).argmax(axis=1)
         everyone[some] = labels
         labels = everyone
-    members = [labels, *(p.argmax(axis=1) for p in posteriors)]
-    return Agreed(labels, float(rand_indices(members, n_domains)[0, 1:].mean()))
-
-
-def rand_indices(members: Sequence[Labels], n_domains: int) -> Floats:
-    """[m, m] adjusted Rand index (Hubert and Arabie 1985) of every pair of partitions [N]."""
-    n = len(members[0])
-    table = np.concatenate([np.eye(n_domains, dtype=np.float32)[m] for m in members], axis=1)
-    together = (table.T @ table).astype(np.float64)
-    cells = together.reshape(len(members), n_domains, len(members), n_domains)
-    pairs = (cells * (cells - 1) / 2).sum(axis=(1, 3))
-    own = pairs.diagonal()
-    expected = np.outer(own, own) / max(n * (n - 1) / 2, 1)
-    span = (own[:, None] + own) / 2 - expected
-    flat = np.abs(span) < 1e-12
-    return np.asarray(np.where(flat, 1.0, (pairs - expected) / np.where(flat, 1, span)))
+    scores = [adjusted_rand_score(labels, p.argmax(axis=1)) for p in posteriors]
+    return Agreed(labels, float(np.mean(scores)))
 
 
 def _members(

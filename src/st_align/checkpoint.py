@@ -34,7 +34,8 @@ from st_align.files import (
     write_json,
     write_tensors,
 )
-from st_align.linear import LINEAR_USES, LinearAxes
+from st_align.keys import LINEAR_USES
+from st_align.linear import LinearAxes, LinearUse
 from st_align.model import FrozenShape, STAlign
 from st_align.provenance import model_card
 from st_align.readout import Readouts
@@ -155,7 +156,7 @@ def save_readouts(folder: Path, readouts: Readouts) -> None:
 def _load_readouts(folder: Path) -> Readouts:
     stored = {name: values.numpy() for name, values in read_tensors(folder / READOUT).items()}
     try:
-        linear = {
+        linear: dict[LinearUse, LinearAxes] = {
             use: LinearAxes(
                 axes=stored[f"{use}.axes"],
                 variances=stored[f"{use}.variances"],

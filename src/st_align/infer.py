@@ -28,7 +28,7 @@ from st_align.encoders.base import FrozenEncoder
 from st_align.errors import ModelError, SlideError
 from st_align.expression import PanelExpression, panel_expression
 from st_align.features import Features, cached_features, slide_features
-from st_align.linear import LinearUse, coordinates, share_explained
+from st_align.linear import LinearUse, coordinates, niche_facts, share_explained
 from st_align.loader import VIEW, NicheGenes, SlideInputs, SpotData, frozen_encoders, slide_inputs
 from st_align.model import MODALITY
 from st_align.mosaic import mosaic
@@ -364,11 +364,12 @@ def _linear(
     niches, axes = inputs.sources.get("niche_gene"), run.readouts.linear
     if not isinstance(niches, NicheGenes) or not axes:
         return {}, None
-    n = inputs.n_spots
+    facts = niche_facts(niches, inputs.n_spots)
     found = {
-        use: coordinates(fitted, niches, n, use).astype(np.float32) for use, fitted in axes.items()
+        use: coordinates(fitted, niches, facts, use).astype(np.float32)
+        for use, fitted in axes.items()
     }
-    here = share_explained(axes["linear"], niches, n, "linear")
+    here = share_explained(axes["linear"], niches, facts, "linear")
     return found, (here, axes["linear"].explained)
 
 

@@ -13,13 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 LinearUse = Literal["linear", "linear-scaled"]
-LINEAR_USES: tuple[LinearUse, ...] = get_args(LinearUse)
 
 Floats = NDArray[np.float64]
 
@@ -85,36 +84,52 @@ def fit_linear(slides: Iterable[Floats], n_axes: int) -> LinearAxes | None:
     )
 
 
+class NicheFacts(NamedTuple):
+    """Of a slide's `n` spots: `mean` and standard deviation `spread` [P] of niche expression, and
+    which genes were `measured` [P].
+    """
+
+    n: int
+    mean: Floats
+    spread: Floats
+    measured: NDArray[np.bool_]
+
+    def scale(self, use: LinearUse) -> Floats:
+        """[P] what each centred gene is divided by."""
+        return self.spread + _SOFT if use == "linear-scaled" else np.ones_like(self.spread)
+
+
+def niche_facts(niches: NicheExpression, n: int) -> NicheFacts:
+    """All that is fitted on a slide; memory does not grow with N x P."""
+    return _facts(_blocks(niches, n))
+
+
 def centred(values: NDArray[np.float32], use: LinearUse) -> Floats:
     """Niche expression [M, P] of one slide less its mean; scaled where `use` says so."""
-    mean, scale = _statistics(iter([values]), use)
-    return np.asarray((values - mean) / scale)
+    facts = _facts([values])
+    return np.asarray((values - facts.mean) / facts.scale(use))
 
 
-def coordinates(axes: LinearAxes, niches: NicheExpression, n: int, use: LinearUse) -> Floats:
-    """[N, R] of a slide's `n` spots; nothing is fitted on it but the mean, and for
-    `linear-scaled` the spread, of each gene. Memory does not grow with N x P.
+def coordinates(
+    axes: LinearAxes, niches: NicheExpression, facts: NicheFacts, use: LinearUse
+) -> Floats:
+    """[N, R] of a slide's spots; nothing is fitted on it but the mean, and for `linear-scaled` the
+    spread, of each gene. Memory does not grow with N x P.
     """
-    mean, scale = _statistics(_blocks(niches, n), use)
-    measured = np.zeros(len(mean), bool)
-    for block in _blocks(niches, n):
-        measured |= block.any(axis=0)
-    weights = axes.projection(measured) / scale[:, None]
-    return np.concatenate([(block - mean) @ weights for block in _blocks(niches, n)])
+    weights = axes.projection(facts.measured) / facts.scale(use)[:, None]
+    return np.concatenate([(block - facts.mean) @ weights for block in _blocks(niches, facts.n)])
 
 
-def share_explained(axes: LinearAxes, niches: NicheExpression, n: int, use: LinearUse) -> float:
+def share_explained(
+    axes: LinearAxes, niches: NicheExpression, facts: NicheFacts, use: LinearUse
+) -> float:
     """Share of the variance of a slide's niches, 0 to 1, that lies on the training axes: how far
     the slide's tissue is from that of training. Compare with `axes.explained`.
     """
-    mean, scale = _statistics(_blocks(niches, n), use)
-    measured = np.zeros(len(mean), bool)
-    for block in _blocks(niches, n):
-        measured |= block.any(axis=0)
-    basis, _ = np.linalg.qr(axes.axes[measured].astype(np.float64))
+    basis, _ = np.linalg.qr(axes.axes[facts.measured].astype(np.float64))
     inside = total = 0.0
-    for block in _blocks(niches, n):
-        values = ((block - mean) / scale)[:, measured]
+    for block in _blocks(niches, facts.n):
+        values = ((block - facts.mean) / facts.scale(use))[:, facts.measured]
         inside += float(((values @ basis) ** 2).sum())
         total += float((values**2).sum())
     return inside / total if total else 0.0
@@ -125,13 +140,10 @@ def _blocks(niches: NicheExpression, n: int) -> Iterator[NDArray[np.float32]]:
         yield niches.read(np.arange(start, min(start + _BLOCK, n)))[0]
 
 
-def _statistics(blocks: Iterator[NDArray[np.float32]], use: LinearUse) -> tuple[Floats, Floats]:
-    """Mean [P] and what to divide by [P]."""
+def _facts(blocks: Iterable[NDArray[np.float32]]) -> NicheFacts:
     n, total, square = 0, np.zeros(1), np.zeros(1)
     for block in blocks:
         values = block.astype(np.float64)
         n, total, square = n + len(values), total + values.sum(0), square + (values**2).sum(0)
     mean = total / n
-    if use == "linear":
-        return mean, np.ones_like(mean)
-    return mean, np.sqrt(np.maximum(square / n - mean**2, 0)) + _SOFT
+    return NicheFacts(n, mean, np.sqrt(np.maximum(square / n - mean**2, 0)), square > 0)

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from st_align.config import Use
 from st_align.embedding import SlideVectors, embed_spots
 from st_align.errors import ModelError, nearest
-from st_align.keys import USES
-from st_align.linear import LINEAR_USES, LinearAxes, LinearUse, centred, fit_linear
+from st_align.keys import LINEAR_USES, USES
+from st_align.linear import LinearAxes, LinearUse, centred, fit_linear
 from st_align.loader import NicheGenes, SpotData
 from st_align.model import STAlign
 
