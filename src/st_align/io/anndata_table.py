@@ -19,10 +19,11 @@ from scipy import sparse
 from st_align import keys
 from st_align.errors import SlideError
 from st_align.expression import Genes, unify_genes
+from st_align.image import ImageSource
 from st_align.inflation import require_plausible_arrays
 from st_align.io.check import not_counts, raw_counts
 from st_align.io.technology import from_barcodes, guess_technology
-from st_align.slide import Technology
+from st_align.slide import Slide, Technology
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -61,6 +62,30 @@ class SpotTable:
             return told[0], ()
         guess, reason = guess_technology(self.barcodes, self.places, self.xy)
         return guess, (f"technology taken to be {guess}: {reason}",)
+
+    def slide(
+        self, *, id: str, source: str, given: Technology | None, image: ImageSource | None
+    ) -> Slide:
+        """The slide of these spots, a patient of its own, not validated yet; `given` as for
+        `technology`.
+        """
+        technology, reasons = self.technology(given)
+        return Slide(
+            id=id,
+            technology=technology,
+            source=source,
+            barcodes=self.barcodes,
+            xy=self.xy,
+            places=self.places,
+            counts=self.counts,
+            genes=self.genes,
+            total_umi=self.total_umi,
+            image=image,
+            obs=self.obs,
+            patient=id,
+            patient_origin="slide",
+            warnings=(*self.warnings, *reasons),
+        )
 
 
 class InMemory:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -90,24 +91,8 @@ def read_library(
     spots = read_spots(group, str(path), obs, kept, xy)
     library = library or next(iter(found), None)
     image = None if options.no_image else _image(group, library, path, options.image)
-    technology, reasons = spots.technology(options.tech)
-    return Slide(
-        id=id,
-        technology=technology,
-        source=str(path),
-        barcodes=spots.barcodes,
-        xy=spots.xy,
-        places=spots.places,
-        counts=spots.counts,
-        genes=spots.genes,
-        total_umi=spots.total_umi,
-        image=image,
-        obs=spots.obs,
-        patient=id,
-        patient_origin="slide",
-        licence=_licence(group, path),
-        warnings=(*spots.warnings, *reasons),
-    )
+    slide = spots.slide(id=id, source=str(path), given=options.tech, image=image)
+    return replace(slide, licence=_licence(group, path))
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -148,20 +149,10 @@ def _read(root: Path, counts: Path, options: ReadOptions) -> Slide:
         centre = dict(zip(spots.barcodes.tolist(), spots.xy, strict=True))
         order = [centre.get(b, np.full(2, np.nan)) for b in barcodes_of(patches).tolist()]
         image = PatchMosaic(patches, np.array(order), float(um_per_px))
-    return Slide(
-        id=id,
-        technology=technology,
-        source=str(counts),
-        barcodes=spots.barcodes,
-        xy=spots.xy,
-        places=spots.places,
-        counts=spots.counts,
-        genes=spots.genes,
-        total_umi=spots.total_umi,
-        image=image,
-        obs=_with_patient(spots.obs, meta),
-        patient=id,
-        patient_origin="slide",
+    slide = spots.slide(id=id, source=str(counts), given=technology, image=image)
+    return replace(
+        slide,
+        obs=_with_patient(slide.obs, meta),
         tissue=str(meta.get("organ") or ""),
         species=str(meta.get("species") or ""),
         warnings=tuple(notes),

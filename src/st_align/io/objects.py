@@ -25,7 +25,7 @@ from st_align.io.check import check_slide
 from st_align.io.h5ad import libraries, library_rows, read_library
 from st_align.io.patients import with_patient
 from st_align.io.refs import ReadOptions
-from st_align.io.spatialdata import open_levels
+from st_align.io.spatialdata import finest_image, open_levels
 from st_align.slide import SPOT_UM, Slide
 
 if TYPE_CHECKING:
@@ -250,23 +250,9 @@ def _read_spatialdata(data: Any, adata: AnnData, region: str, options: ReadOptio
     xy = np.full((len(obs), 2), np.nan)
     xy[kept] = _centres(data, region, obs[attributes[_INSTANCE]][kept])
     spots = read_spots(group, "the table", obs, kept, xy)
-    technology, reasons = spots.technology(options.tech)
-    return Slide(
-        id=region,
-        technology=technology,
-        source="SpatialData",
-        barcodes=spots.barcodes,
-        xy=spots.xy,
-        places=spots.places,
-        counts=spots.counts,
-        genes=spots.genes,
-        total_umi=spots.total_umi,
-        image=None if options.no_image else _image(data, region, options.image),
-        obs=spots.obs.drop(columns=[attributes[_REGION], attributes[_INSTANCE]]),
-        patient=region,
-        patient_origin="slide",
-        warnings=(*spots.warnings, *reasons),
-    )
+    image = None if options.no_image else _image(data, region, options.image)
+    slide = spots.slide(id=region, source="SpatialData", given=options.tech, image=image)
+    return replace(slide, obs=slide.obs.drop(columns=[attributes[_REGION], attributes[_INSTANCE]]))
 
 
 def _centres(data: Any, region: str, instances: pd.Series) -> NDArray[np.float64]:
@@ -294,24 +280,16 @@ def _image(data: Any, region: str, given: Path | None) -> ImageSource:
     if given is not None:
         return open_image(given)
     spots = _scales(data.shapes[region])
-    scales = {}
-    for name, image in data.images.items():
-        pixels = _scales(image)
-        shared = sorted(set(pixels) & set(spots))
-        if shared:
-            scales[name] = spots[shared[0]] / pixels[shared[0]]
-    if not scales:
-        raise SlideError(
-            f"the SpatialData holds no image for {region!r}",
-            expected="an image that shares a coordinate system with the spots by scaling only",
-            found=f"images: {', '.join(data.images) or 'none'}",
-            fix="pass image=, or no_image=True to read counts only",
-        )
-    name = max(scales, key=lambda n: (scales[n], n))
+    name, scale = finest_image(
+        spots,
+        {name: _scales(image) for name, image in data.images.items()},
+        what=f"the SpatialData holds no image for {region!r}",
+        fix="pass image=, or no_image=True to read counts only",
+    )
     image = data.images[name]
     levels = [next(iter(node.ds.values())) for node in getattr(image, "children", {}).values()]
     arrays = [level.data for level in (levels or [image])]
-    return open_levels(arrays, scales[name], f"image {name}")
+    return open_levels(arrays, scale, f"image {name}")
 
 
 def _scales(element: Any) -> dict[str, float]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,24 +93,10 @@ def _read(path: Path, id: str, region: str | None, options: ReadOptions) -> Slid
     xy = np.full((len(obs), 2), np.nan)
     xy[kept] = _centres(path, region, obs[attributes["instance_key"]][kept])
     spots = read_spots(table, str(path), obs, kept, xy)
-    technology, reasons = spots.technology(options.tech)
+    image = None if options.no_image else _image(store, region, path, options.image)
+    slide = spots.slide(id=id, source=str(path), given=options.tech, image=image)
     internal = [attributes["region_key"], attributes["instance_key"]]
-    return Slide(
-        id=id,
-        technology=technology,
-        source=str(path),
-        barcodes=spots.barcodes,
-        xy=spots.xy,
-        places=spots.places,
-        counts=spots.counts,
-        genes=spots.genes,
-        total_umi=spots.total_umi,
-        image=None if options.no_image else _image(store, region, path, options.image),
-        obs=spots.obs.drop(columns=internal),
-        patient=id,
-        patient_origin="slide",
-        warnings=(*spots.warnings, *reasons),
-    )
+    return replace(slide, obs=slide.obs.drop(columns=internal))
 
 
 def _opened(path: Path) -> Any:
@@ -175,23 +162,42 @@ def _image(store: Any, region: str, path: Path, given: Path | None) -> ImageSour
     if given is not None:
         return open_image(given)
     spots = _scales(store["shapes"][region].attrs.asdict().get("coordinateTransformations", []))
-    scales = {}
     images = store.get("images", {})
-    for name in sorted(images):
-        multiscale = _multiscale(images[name])
-        pixels = _scales(multiscale.get("coordinateTransformations", []))
+    pixels = {
+        name: _scales(_multiscale(images[name]).get("coordinateTransformations", []))
+        for name in images
+    }
+    name, scale = finest_image(
+        spots,
+        pixels,
+        what=f"{path} holds no image for {region!r}",
+        fix="give the image with --image, or read without one with --no-image",
+    )
+    return _open_element(images[name], scale, f"{path}: image {name}")
+
+
+def finest_image(
+    spots: Mapping[str, float], images: Mapping[str, Mapping[str, float]], *, what: str, fix: str
+) -> tuple[str, float]:
+    """The image with most pixels a unit of the spots' coordinates, and its px per unit.
+
+    `spots` and each of `images` say their scale in every coordinate system they lie in. Without an
+    image that shares one with the spots, `what` and `fix` make a SlideError.
+    """
+    scales = {}
+    for name, pixels in images.items():
         shared = sorted(set(pixels) & set(spots))
         if shared:
             scales[name] = spots[shared[0]] / pixels[shared[0]]
     if not scales:
         raise SlideError(
-            f"{path} holds no image for {region!r}",
+            what,
             expected="an image that shares a coordinate system with the spots by scaling only",
             found=f"images: {', '.join(sorted(images)) or 'none'}",
-            fix="give the image with --image, or read without one with --no-image",
+            fix=fix,
         )
     name = max(scales, key=lambda n: (scales[n], n))
-    return _open_element(images[name], scales[name], f"{path}: image {name}")
+    return name, scales[name]
 
 
 def _multiscale(group: Any) -> Mapping[str, Any]:
