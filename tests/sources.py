@@ -24,6 +24,21 @@ from scipy.io import mmwrite
 from toys import hex_places, hex_xy
 
 HEIGHT, WIDTH, PITCH = 300, 360, 40.0
+SMALL = """
+[model]
+dim = 16
+heads = 2
+tokens = 4
+gene_layers = 1
+[data]
+panel = 10
+[optim]
+batch = 16
+epochs = 1
+[readout]
+dims = 4
+"""
+"""A model small enough for sections of this size."""
 
 
 @dataclass(frozen=True)

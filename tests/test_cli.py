@@ -21,21 +21,6 @@ import typer
 import sources
 from st_align import cli
 
-SMALL = """
-[model]
-dim = 16
-heads = 2
-tokens = 4
-gene_layers = 1
-[data]
-panel = 10
-[optim]
-batch = 16
-epochs = 1
-[readout]
-dims = 4
-"""
-
 
 class Result:
     def __init__(self, code: int, out: str, err: str) -> None:
@@ -71,7 +56,7 @@ def fails(result: Result, *words: str) -> None:
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three slides, a corpus, a run of one epoch: made once, through the command."""
     root = tmp_path_factory.mktemp("with spaces é")
-    (root / "small.toml").write_text(SMALL)
+    (root / "small.toml").write_text(sources.SMALL)
     for number in (1, 2, 3):
         part = sources.section(f"S{number}", seed=number)
         sources.write_spaceranger(root / "slides" / f"S{number}", part)

@@ -19,20 +19,6 @@ from st_align import cli
 from st_align.errors import ConfigError
 from st_align.schemas import names, schema
 
-SMALL = """
-[model]
-dim = 16
-heads = 2
-tokens = 4
-gene_layers = 1
-[data]
-panel = 10
-[optim]
-batch = 16
-epochs = 1
-[readout]
-dims = 4
-"""
 SLOW = ("demo",)
 
 
@@ -65,7 +51,7 @@ def root(tmp_path_factory) -> Path:
     task of HEST-bench.
     """
     root = tmp_path_factory.mktemp("contract")
-    (root / "small.toml").write_text(SMALL)
+    (root / "small.toml").write_text(sources.SMALL)
     rows = ["barcode,slide,label"]
     for part in (sources.section("S1", seed=1), sources.section("S2", seed=2)):
         sources.write_spaceranger(root / "slides" / part.id, part)

@@ -256,23 +256,11 @@ def test_the_image_of_another_corpus_slide_is_not_taken(corpus):
     assert source_image(corpus, corpus.slide("S2")).scale == 0.5
 
 
-CONFIG = """
-[model]
-dim = 16
-heads = 2
-tokens = 4
-gene_layers = 1
-niche_image = "toy-place"
+FIELD = """niche_image = "toy-place"
 [encoders.toy-place]
 patch_um = 100
-[data]
-panel = 10
-[optim]
-batch = 16
-epochs = 1
-[readout]
-dims = 4
 """
+CONFIG = sources.SMALL.replace("[data]", f"{FIELD}[data]")
 
 
 def test_a_config_chooses_the_field_of_a_preset_and_the_run_keeps_it(run, root):

@@ -96,3 +96,11 @@ def toy_prepared(
             )
         },
     )
+
+
+def two_patients(rng: np.random.Generator, **changes) -> list[PreparedSlide]:
+    """a1 and a2 of patient A, b1 of patient B."""
+    return [
+        toy_prepared(rng, id=i, patient=i[0].upper(), rows=8, cols=8, **changes)
+        for i in ("a1", "a2", "b1")
+    ]

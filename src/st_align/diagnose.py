@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from st_align.attention import image_attention
-from st_align.errors import CorpusError, ModelError
+from st_align.attention import Scale, refusal, watched
+from st_align.errors import CorpusError
 from st_align.infer import Embedder, SlideEmbeddings
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from st_align.corpus import Corpus
 
 _VECTORS = ("r", "u", "e", "t", "h_spot", "h_niche")
-_PAIRS = {"spot": ("r", "u"), "niche": ("e", "t")}
+_PAIRS: dict[Scale, tuple[str, str]] = {"spot": ("r", "u"), "niche": ("e", "t")}
 _SPOTS, _PAIRS_DRAWN = 1_000, 10_000
 """Of each slide; of all slides, for uniformity."""
 _FOLDS = 5
@@ -48,18 +48,16 @@ def diagnose(run: Run, corpus: Corpus, *, seed: int = 0) -> dict[str, Any]:
     rng = np.random.default_rng(seed)
     reader = Embedder(run, corpus=corpus)
     found: list[_Drawn] = []
-    spread: dict[str, list[float]] = {scale: [] for scale in _PAIRS}
+    spread: dict[Scale, list[float]] = {scale: [] for scale in _PAIRS}
     for id in tqdm(corpus.ids, desc="diagnose", unit="slide"):
         slide = corpus.slide(id)
         n = slide.n_spots
         rows = np.sort(rng.choice(n, min(n, _SPOTS), replace=False))
-        found.append(_drawn(reader.embed(slide), rows))
-        for scale, values in spread.items():
-            try:
-                shares = image_attention(reader, slide, scale=scale)  # type: ignore[arg-type]
-            except ModelError:  # nothing to attend to, or no attention
-                continue
-            values.append(float(shares.std(axis=1).mean() * shares.shape[1]))
+        with watched(run, [s for s in _PAIRS if refusal(run, slide, s) is None]) as shares:
+            found.append(_drawn(reader.embed(slide), rows))
+        for scale, blocks in shares.items():
+            share = np.concatenate(blocks)
+            spread[scale].append(float(share.std(axis=1).mean() * share.shape[1]))
     if not found:
         raise CorpusError(f"{corpus.path} holds no slide")
     result: dict[str, Any] = {"n_slides": len(found), "effective_rank": {}, "slide_probe": {}}
@@ -125,7 +123,8 @@ def _slide_probe(parts: Sequence[NDArray[Any]], seed: int) -> dict[str, float]:
 
 def _geometry(found: Sequence[_Drawn], rng: np.random.Generator) -> dict[str, dict[str, float]]:
     """Alignment and uniformity of the normalised pairs that training pulls together."""
-    alignment, uniformity = {}, {}
+    alignment: dict[str, float] = {}
+    uniformity: dict[str, float] = {}
     for scale, (image, gene) in _PAIRS.items():
         pairs = []
         for drawn in found:

@@ -7,6 +7,7 @@ Shape letters: N spots, d the model's width, R axes of a readout, P genes of the
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -88,6 +89,12 @@ class Embedder:
         for role, encoder in self.encoders.items():
             _require_same_encoder(run, role, encoder)
         run.model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+    def of(self, corpus: Corpus | None) -> Embedder:
+        """The same for slides of another corpus, or of none."""
+        other = copy.copy(self)
+        other.corpus = corpus
+        return other
 
     def embed(
         self, slide: PreparedSlide, *, features: Mapping[Role, Features | None] | None = None

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from st_align import keys
@@ -16,6 +17,13 @@ from st_align.errors import SlideError
 def labelled(labels: Iterable[Any]) -> NDArray[np.bool_]:
     """[N] where there is a label: missing values, '', 'NA', 'nan' and 'None' are none."""
     return np.array([str(label).strip().lower() not in keys.UNLABELLED for label in labels])
+
+
+def label_names(column: pd.Series) -> NDArray[np.str_]:
+    """[N] labels of an obs column as text, `''` where there is none."""
+    values = column.astype(object).to_numpy()
+    names: NDArray[np.str_] = np.array([str(value) for value in values], np.str_)
+    return np.where(labelled(values), names, "")
 
 
 def ari(labels: NDArray[Any], found: NDArray[Any]) -> float:

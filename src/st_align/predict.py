@@ -161,11 +161,7 @@ def fit_head(
         sums += np.where(found.measured, found.values[use].sum(axis=0), 0)
         counted += np.where(found.measured, use.sum(), 0)
         taught = _taught(found, seen[slide.id].members)
-        coordinates = seen[slide.id].features() @ axes
-        for fold in np.unique(folds.of[slide.id][use]).tolist():
-            rows = use & (folds.of[slide.id] == fold)
-            part = moments(coordinates[rows], taught[rows], found.measured)
-            parts[fold] = parts[fold] + part if fold in parts else part
+        _add(parts, seen[slide.id].features() @ axes, taught, found, folds.of[slide.id])
     alpha, error = choose_alpha(list(parts.values()))
     return Head(
         panel=panel,
@@ -179,6 +175,20 @@ def fit_head(
         n_spots=int(sum((s.total_umi > 0).sum() for s in usable)),
         licences=licences(run.provenance),
     )
+
+
+def _add(
+    parts: dict[int, Moments],
+    coordinates: NDArray[np.floating],
+    taught: NDArray[np.floating],
+    found: Targets,
+    folds: NDArray[np.intp],
+) -> None:
+    """Add a slide's spots with a library, `folds` [N], to the sums of their folds."""
+    for fold in np.unique(folds[found.valid]).tolist():
+        rows = found.valid & (folds == fold)
+        part = moments(coordinates[rows], taught[rows], found.measured)
+        parts[fold] = parts[fold] + part if fold in parts else part
 
 
 def predict(

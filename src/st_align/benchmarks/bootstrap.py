@@ -58,12 +58,13 @@ def compare(
     whole_a, whole_b = (float(np.mean([v.mean() for v in values])) for values in (mine, other))
     ratio = np.divide(a, b, out=np.full(draws, np.nan), where=b > 0)
     return Comparison(
-        _interval(whole_a - whole_b, a - b),
-        _interval(whole_a / whole_b if whole_b > 0 else float("nan"), ratio),
+        percentiles(whole_a - whole_b, a - b),
+        percentiles(whole_a / whole_b if whole_b > 0 else float("nan"), ratio),
     )
 
 
-def _interval(value: float, draws: Floats) -> Interval:
+def percentiles(value: float, draws: Floats) -> Interval:
+    """`value` with the 95 % interval of its `draws`; NaN where one of them is."""
     if np.isnan(draws).any():
         return Interval(value, float("nan"), float("nan"))
     low, high = np.percentile(draws, (2.5, 97.5))

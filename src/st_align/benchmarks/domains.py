@@ -48,7 +48,7 @@ from st_align.corpus import Corpus, is_corpus
 from st_align.domains import Domains, assign_domains, choose_n_domains
 from st_align.errors import ConfigError, CorpusError, nearest
 from st_align.io import ReadOptions, find_slides
-from st_align.metrics import labelled
+from st_align.metrics import label_names
 from st_align.prepare import prepare_slide
 from st_align.slide import PreparedSlide, Slide
 
@@ -171,8 +171,7 @@ def find_targets(
 def _labels(slide: PreparedSlide, key: str) -> NDArray[Any]:
     if key not in slide.spots:
         return np.full(slide.n_spots, "")
-    values = slide.spots[key].astype(object).to_numpy()
-    return np.where(labelled(values), values.astype(str), "")
+    return label_names(slide.spots[key])
 
 
 def _relation(slide: PreparedSlide, fit: Sequence[PreparedSlide]) -> str:

@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from st_align.benchmarks.audit import LEAK
+from st_align.benchmarks.bootstrap import Interval
 from st_align.benchmarks.cells import Cell
 from st_align.benchmarks.domains_paper import printed_columns
 from st_align.benchmarks.domains_score import (
     AGREEMENT,
     COHERENCE,
-    Interval,
     draw,
     interval,
     resampled_ari,
@@ -131,7 +131,7 @@ def _headline(report: Report, found: Sequence[Difference]) -> dict[str, Any]:
         "mean": {method: float(np.mean(values)) for method, values in means.items()},
         "reference": report.reference,
         "differences": {
-            d.method: {"mean": d.interval.difference, "low": d.interval.low,
+            d.method: {"mean": d.interval.value, "low": d.interval.low,
                        "high": d.interval.high, "slides": list(d.slides)}
             for d in found
         },
@@ -209,7 +209,7 @@ def _differences(reference: str, found: Sequence[Difference]) -> str:
         return f"No row has a slide in common with the reference, {reference}."
     lines = [f"| ARI less that of {reference} | difference | 95 % interval | slides |"]
     lines.append("| --- | --- | --- | --- |")
-    for one in sorted(found, key=lambda d: -d.interval.difference):
+    for one in sorted(found, key=lambda d: -d.interval.value):
         mean, low, high = one.interval
         lines.append(f"| {one.method} | {mean:+.3f} | {low:+.3f} to {high:+.3f} | "
                      f"{len(one.slides)} |")  # fmt: skip

@@ -6,10 +6,12 @@ Shape letters: N spots, L labelled spots, C domains, R runs, B bootstrap replica
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from st_align.benchmarks.bootstrap import Interval, percentiles
 
 Floats = NDArray[np.float64]
 Codes = NDArray[np.int64]
@@ -61,14 +63,6 @@ def coherence(found: NDArray[Any], xy: Floats) -> dict[str, float]:
     return {"chaos": apart / len(xy), "pas": pas}
 
 
-class Interval(NamedTuple):
-    """A difference of mean ARIs and its 95 % interval."""
-
-    difference: float
-    low: float
-    high: float
-
-
 def resampled_ari(labels: NDArray[Any], runs: Sequence[NDArray[Any]], weights: Floats) -> Floats:
     """[B] ARI of each resampling of the labelled spots, mean over the runs.
 
@@ -92,8 +86,7 @@ def interval(differences: Sequence[Floats], observed: float, rng: np.random.Gene
     if len(table) > 1:
         picked = rng.integers(len(table), size=table.shape)
         table = np.take_along_axis(table, picked, axis=0)
-    low, high = np.percentile(table.mean(axis=0), [2.5, 97.5])
-    return Interval(observed, float(low), float(high))
+    return percentiles(observed, table.mean(axis=0))
 
 
 def _weighted_ari(true: Codes, found: Codes, weights: Floats) -> Floats:

@@ -18,7 +18,7 @@ from st_align.corpus import Corpus
 from st_align.errors import ConfigError, nearest
 from st_align.infer import Embedder, SlideEmbeddings, to_anndata, training_slides
 from st_align.io import ReadOptions
-from st_align.metrics import ari, labelled, nmi
+from st_align.metrics import ari, label_names, nmi
 from st_align.slide import PreparedSlide
 from st_align.sources import open_slide
 
@@ -46,10 +46,12 @@ def annotate_slide(
             f"slide {prepared.id!r} is among the annotated slides",
             expected="slides other than the one that gets labels",
         )
+    reader = Embedder(run, progress=True)
     annotated = [
-        Labelled(**vars(_seen_by(run, one, of)), labels=labels) for one, of, labels in opened
+        Labelled(**vars(seen(run, one, reader.of(corpus).embed(one))), labels=labels)
+        for one, corpus, labels in opened
     ]
-    found = Embedder(run, corpus=corpus, progress=True).embed(prepared)
+    found = reader.of(corpus).embed(prepared)
     answer = annotate(annotated, seen(run, prepared, found))
     adata = to_anndata(run, prepared, found)
     adata.obs[keys.LABEL] = pd.Categorical(answer.labels)
@@ -88,9 +90,7 @@ def labels_of(obs: pd.DataFrame, key: str) -> NDArray[np.str_]:
     """[N] labels of a column, `''` where there is none. A ConfigError without the column."""
     if key not in obs:
         raise ConfigError(f"there are no labels {key!r}", fix=nearest(key, map(str, obs)))
-    values = obs[key].astype(object).to_numpy()
-    names: NDArray[np.str_] = np.array([str(value) for value in values], np.str_)
-    return np.where(labelled(values), names, "")
+    return label_names(obs[key])
 
 
 def probabilities(answer: Annotation, index: pd.Index) -> pd.DataFrame:
@@ -138,7 +138,3 @@ def _opened(
     usual = ReadOptions(format=options.format, no_image=options.no_image)
     slide, corpus = open_slide(spec, run.preprocess, usual)
     return slide, corpus, labels_of(slide.spots, label_key)
-
-
-def _seen_by(run: Run, slide: PreparedSlide, corpus: Corpus | None) -> Seen:
-    return seen(run, slide, Embedder(run, corpus=corpus, progress=True).embed(slide))

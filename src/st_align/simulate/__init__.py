@@ -78,16 +78,7 @@ def simulate_cohort(
         ConfigError: an argument out of range. OutputError: `out` holds files, or cannot be written.
 
     """
-    layouts = (*LAYOUTS, CORPUS)
-    if layout not in layouts:
-        raise ConfigError(
-            f"unknown layout {layout!r}", expected=" | ".join(layouts), fix=nearest(layout, layouts)
-        )
-    if sparse and layout != CORPUS:
-        raise ConfigError("only a corpus can be sparse", expected=CORPUS, found=layout)
-    _require("number of slides", slides, 1, None)
-    _require("number of spots", spots, *_SPOTS)
-    _require("seed", seed, 0, None)
+    _require_arguments(slides, spots, seed, layout, sparse)
     require_new_or_empty(out, "the cohort's folder", "choose another, or remove it")
     out = out.resolve()
     try:
@@ -103,6 +94,19 @@ def simulate_cohort(
     except OSError as error:
         raise OutputError(f"cannot write {out}", found=error.strerror or str(error)) from error
     return summary
+
+
+def _require_arguments(slides: int, spots: int, seed: int, layout: str, sparse: bool) -> None:
+    layouts = (*LAYOUTS, CORPUS)
+    if layout not in layouts:
+        raise ConfigError(
+            f"unknown layout {layout!r}", expected=" | ".join(layouts), fix=nearest(layout, layouts)
+        )
+    if sparse and layout != CORPUS:
+        raise ConfigError("only a corpus can be sparse", expected=CORPUS, found=layout)
+    _require("number of slides", slides, 1, None)
+    _require("number of spots", spots, *_SPOTS)
+    _require("seed", seed, 0, None)
 
 
 def _require(what: str, value: int, low: int, high: int | None) -> None:
