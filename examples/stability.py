@@ -16,7 +16,7 @@ import numpy as np
 from sklearn.metrics import adjusted_rand_score
 
 from st_align import keys, store
-from st_align.agreement import DIMS
+from st_align.agreement import DIMS, View
 from st_align.commands.domains import labels_of, views_of
 from st_align.domains import assign_domains
 
@@ -34,9 +34,9 @@ def stability(path: Path, label_key: str, n_domains: int) -> dict[str, list[floa
     for seed in range(SUBSAMPLES):
         rng = np.random.default_rng(seed)
         rows = np.sort(rng.choice(len(labels), round(SHARE * len(labels)), replace=False))
-        kept = [view[rows] - view[rows].mean(axis=0) for view in views]
+        kept = [View(v.x[rows] - v.x[rows].mean(axis=0), v.training) for v in views]
         runs = {"consensus": assign_domains(
-            kept[0], n_domains, method="consensus", runs=1, seed=seed, views=kept
+            kept[0].x, n_domains, method="consensus", runs=1, seed=seed, views=kept
         )}  # fmt: skip
         for dims in DIMS:
             x = linear[rows, :dims]

@@ -299,6 +299,18 @@ def test_ring_mean_leaves_out_absent_and_invalid_members():
     )
 
 
+def test_the_spot_itself_may_count_for_more_than_its_neighbours():
+    values = np.array([[1.0, 2.0], [3.0, 4.0], [8.0, 12.0]], np.float32)
+    members = np.array([[0, 1, 2], [1, 2, -1], [-1, 0, 1]], np.int32)
+    valid = np.array([True, False, True])
+    mean = geometry.ring_mean(values, members, own=3.0)
+    np.testing.assert_allclose(mean, [[14 / 5, 22 / 5], [17 / 4, 24 / 4], [2, 3]])
+    unlit = geometry.ring_mean(values, members, valid, own=3.0)
+    np.testing.assert_allclose(unlit, [[11 / 4, 18 / 4], [8, 12], [1, 2]])
+    weights = [geometry.own_weight(pitch) for pitch in (8, 100, 200)]
+    np.testing.assert_allclose(weights, [1.003, 1.649, 7.389], atol=5e-4)
+
+
 @pytest.mark.parametrize("k", [3, 6])
 def test_niches_are_those_of_equations_1_and_2(rng: np.random.Generator, k: int) -> None:
     places = hex_places(7, 8)[rng.permutation(56)[:40]]

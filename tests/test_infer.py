@@ -12,6 +12,7 @@ from scipy import sparse
 import toy_run
 from st_align import keys, store
 from st_align.checkpoint import load_run
+from st_align.commands.domains import views_of
 from st_align.errors import CorpusError, ModelError, OutputError, SlideError
 from st_align.infer import (
     Embedder,
@@ -208,6 +209,9 @@ def test_anndata_survives_h5ad(run, reader, fresh, tmp_path):
     )
     np.testing.assert_array_equal(back.X.toarray(), slide.counts.toarray())
     np.testing.assert_array_equal(back.obsm[keys.SPATIAL], slide.spots[["x", "y"]])
+    for use, spots in back.uns[keys.TRAINING].items():
+        np.testing.assert_array_equal(spots, run.readouts.linear[use].spots)
+        assert spots.shape[1] == back.obsm[keys.embedding(use)].shape[1]
     assert back.obs["domain"].tolist() == slide.spots["domain"].tolist()
     assert back.obs["mixed"].isna().sum() == mixed.isna().sum()
     own = {"array_row", "array_col", "total_umi"}
@@ -230,6 +234,20 @@ def test_anndata_of_one_modality(run, reader, fresh, tmp_path, strip):
     back = anndata.read_h5ad(tmp_path / "out.h5ad")
     assert back.shape == (fresh.n_spots, 0 if slide.counts is None else 30)
     assert (keys.SPATIAL in back.uns) == slide.has_image
+    _, use, views = views_of(back, None, "consensus")
+    seen = (use, [view.training is not None for view in views])
+    linear = ("linear+linear-scaled", [True, True])
+    assert seen == (("image", [False]) if slide.has_image else linear)
+
+
+def test_domains_look_at_all_views_of_a_slide_with_both(run, reader, fresh):
+    adata = to_anndata(run, fresh, reader.embed(fresh))
+    _, use, views = views_of(adata, None, "consensus")
+    assert use == f"{run.config.readout.use}+linear+linear-scaled"
+    assert [view.training is None for view in views] == [True, False, False]
+    _, use, (alone,) = views_of(adata, "linear", "consensus")
+    assert (use, alone.training is None) == ("linear", False)
+    assert views_of(adata, "linear", "gmm")[2] == []
 
 
 def test_our_file_is_a_slide_again(run, reader, fresh, tmp_path):

@@ -78,6 +78,17 @@ def test_niche_expression_is_the_mean_over_the_members(slides):
     np.testing.assert_array_equal(niche, np.concatenate(expected))
 
 
+def test_linear_views_weigh_neighbours_by_their_distance(slides):
+    data, (expression, _) = toy_data(slides)
+    members = slides[0].niches["lattice"].neighbors
+    weights = np.where(members >= 0, np.exp(-0.5), 0)
+    weights[:, 0] = 1
+    expected = np.einsum("nk,nkp->np", weights, expression.values[members])
+    expected /= weights.sum(axis=1, keepdims=True)
+    (near,) = data.slides[0].near_expression.read(np.arange(36))
+    np.testing.assert_allclose(near, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_empty_spots_are_marked_and_leave_their_neighbours_niches(rng):
     slide = toy_prepared(rng)
     dark = np.array([0, 7])

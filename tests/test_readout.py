@@ -88,7 +88,7 @@ def planted(rng, n=400, genes=40, axes=3):
 
 def test_linear_axes_are_those_of_pca_and_the_prior_hardly_shrinks(rng):
     values, _ = planted(rng)
-    axes = fit_linear([centred(values.astype(np.float32), "linear")], 3)
+    axes = fit_linear([values.astype(np.float32)], "linear", 3)
     _, sizes, expected = np.linalg.svd(values - values.mean(axis=0), full_matrices=False)
     np.testing.assert_allclose(np.abs(np.sum(axes.axes * expected[:3].T, axis=0)), 1, atol=1e-5)
     np.testing.assert_allclose(axes.variances, sizes[:3] ** 2 / len(values), rtol=1e-4)
@@ -100,7 +100,7 @@ def test_linear_axes_are_those_of_pca_and_the_prior_hardly_shrinks(rng):
 
 def test_genes_not_measured_leave_the_scale_of_the_scores(rng):
     values, _ = planted(rng)
-    axes = fit_linear([centred(values.astype(np.float32), "linear")], 3)
+    axes = fit_linear([values.astype(np.float32)], "linear", 3)
     whole = read(axes, values, "linear")
     half = values.copy()
     half[:, ::2] = 0
@@ -116,10 +116,10 @@ def test_training_slides_count_for_the_pairs_of_genes_they_measured(rng):
     values, _ = planted(rng, n=2000)
     one, other = values[:1000].copy(), values[1000:].copy()
     one[:, :4], other[:, 36:] = 0, 0
-    parts = [centred(v.astype(np.float32), "linear") for v in (one, other)]
+    parts = [v.astype(np.float32) for v in (one, other)]
     joint, full = (
-        fit_linear(parts, 3),
-        fit_linear([centred(values.astype(np.float32), "linear")], 3),
+        fit_linear(parts, "linear", 3),
+        fit_linear([values.astype(np.float32)], "linear", 3),
     )
     # Pairs that no slide measured together are 0, so the space is near, not equal.
     angles = np.linalg.svd(joint.axes.T @ full.axes, compute_uv=False)
@@ -129,10 +129,8 @@ def test_training_slides_count_for_the_pairs_of_genes_they_measured(rng):
 def test_scaled_axes_do_not_know_how_loud_a_gene_is(rng):
     values, _ = planted(rng)
     loud = values * np.where(np.arange(40) == 7, 50.0, 1.0)
-    plain = [fit_linear([centred(v.astype(np.float32), "linear")], 3) for v in (values, loud)]
-    scaled = [
-        fit_linear([centred(v.astype(np.float32), "linear-scaled")], 3) for v in (values, loud)
-    ]
+    plain = [fit_linear([v.astype(np.float32)], "linear", 3) for v in (values, loud)]
+    scaled = [fit_linear([v.astype(np.float32)], "linear-scaled", 3) for v in (values, loud)]
     assert abs(plain[1].axes[7, 0]) > 0.99
     np.testing.assert_allclose(np.abs(scaled[0].axes[7]), np.abs(scaled[1].axes[7]), atol=0.05)
 
@@ -140,7 +138,7 @@ def test_scaled_axes_do_not_know_how_loud_a_gene_is(rng):
 def test_blocks_give_what_one_pass_gives(rng, monkeypatch):
     values, _ = planted(rng)
     for use in LINEAR_USES:
-        axes = fit_linear([centred(values.astype(np.float32), use)], 3)
+        axes = fit_linear([values.astype(np.float32)], use, 3)
         whole = read(axes, values, use)
         monkeypatch.setattr("st_align.linear._BLOCK", 7)
         np.testing.assert_allclose(read(axes, values, use), whole, atol=1e-6)
@@ -150,6 +148,19 @@ def test_blocks_give_what_one_pass_gives(rng, monkeypatch):
             whole,
             atol=1e-5,
         )
+
+
+def test_spots_of_the_training_slides_stay_on_the_axes(rng):
+    values = [planted(rng, n=n)[0].astype(np.float32) for n in (1500, 900)]
+    values[1][:, :5] = 0
+    for use in LINEAR_USES:
+        axes = fit_linear(values, use, 3)
+        every = np.concatenate([read(axes, v, use) for v in values])
+        assert axes.spots.shape == (2000, 3)
+        np.testing.assert_allclose(axes.spots[[0, -1]], every[[0, -1]], atol=1e-4)
+        np.testing.assert_allclose(axes.spots.std(axis=0), every.std(axis=0), rtol=0.05)
+        few = fit_linear([values[0][:30]], use, 3)
+        assert few.spots.shape == (30, 3)
 
 
 def test_a_slide_without_the_panel_reads_out_as_nothing(rng):

@@ -144,6 +144,7 @@ def embedded(part: Part) -> tuple[AnnData, NDArray[np.intp]]:
     sub = anndata.AnnData(
         obs=table.obs.iloc[rows].copy(), obsm={n: np.asarray(table.obsm[n])[rows] for n in names}
     )
+    sub.uns |= {keys.TRAINING: table.uns[keys.TRAINING]} if keys.TRAINING in table.uns else {}
     store.note(sub, **notes(part))
     return sub, rows
 

@@ -2,10 +2,12 @@
 
 One mixture on one number of axes moves by .1 in adjusted Rand index when that number changes. Here
 many are fitted: on several embeddings of the slide, on 8 to 30 of their axes, on random parts of
-the spots. How often two spots fall into one component, over all members, is their similarity
-(evidence accumulation, Fred and Jain 2005); average linkage cuts it into the domains asked for.
+the spots; where spots of the training slides are known, half of them on these as well, so that what
+the slide shares with others counts for more. How often two spots fall into one component, over all
+members, is their similarity (evidence accumulation, Fred and Jain 2005); average linkage cuts it
+into the domains asked for.
 
-Shape letters: N spots, L landmarks, D axes, C domains, m members.
+Shape letters: N spots, M training spots, L landmarks, D axes, C domains, m members.
 """
 
 from __future__ import annotations
@@ -17,6 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from st_align.mixture import Labels, best_mixture
+from st_align.slide import spread
+
+Posterior = NDArray[np.float32]
 
 DIMS = (8, 12, 16, 20, 30)
 _ROUNDS, _STARTS = 2, 2
@@ -30,6 +35,15 @@ landmarks they fall together with most.
 """
 
 
+class View(NamedTuple):
+    """One embedding of a slide's spots, the most variable axis first."""
+
+    x: NDArray[Any]
+    """[N, D]"""
+    training: NDArray[Any] | None = None
+    """[M, D] of spots of the training slides on the same axes."""
+
+
 class Agreed(NamedTuple):
     """`labels` [N], and how well members agree with them: their mean adjusted Rand index."""
 
@@ -37,12 +51,8 @@ class Agreed(NamedTuple):
     agreement: float
 
 
-def agreed_mixture(
-    views: Sequence[NDArray[Any]], n_domains: int, rng: np.random.Generator
-) -> Agreed:
-    """Domains that members on all `views` agree on: embeddings [N, D] of the same spots, the most
-    variable axis first.
-    """
+def agreed_mixture(views: Sequence[View], n_domains: int, rng: np.random.Generator) -> Agreed:
+    """Domains that members on all `views` of the same spots agree on."""
     from sklearn.metrics import adjusted_rand_score
 
     posteriors = [found for view in views for found in _members(view, n_domains, rng)]
@@ -62,20 +72,23 @@ def agreed_mixture(
     return Agreed(labels, float(np.mean(scores)))
 
 
-def _members(
-    view: NDArray[Any], n_domains: int, rng: np.random.Generator
-) -> Iterator[NDArray[np.float32]]:
+def _members(view: View, n_domains: int, rng: np.random.Generator) -> Iterator[Posterior]:
     """Posteriors [N, C] of every member on one view."""
-    for dims in dict.fromkeys(min(d, view.shape[1]) for d in DIMS):
-        x = np.asarray(view[:, :dims], np.float64)
-        for _ in range(_ROUNDS):
-            size = min(max(round(_SHARE * len(x)), min(len(x), 2 * n_domains)), _MOST)
-            rows = np.sort(rng.choice(len(x), size, replace=False))
-            found = best_mixture(x[rows], n_domains, rng, _STARTS, of=x)
+    with_training = [view.x]
+    if view.training is not None:
+        # No more than there are of the slide: it is the slide's domains that are asked for.
+        with_training.append(view.training[spread(len(view.training), len(view.x))])
+    for dims in dict.fromkeys(min(d, view.x.shape[1]) for d in DIMS):
+        own = np.asarray(view.x[:, :dims], np.float64)
+        both = np.concatenate([part[:, :dims] for part in with_training], dtype=np.float64)
+        for fitted in (own, both) * (_ROUNDS // 2):
+            size = min(max(round(_SHARE * len(fitted)), min(len(fitted), 2 * n_domains)), _MOST)
+            rows = np.sort(rng.choice(len(fitted), size, replace=False))
+            found = best_mixture(fitted[rows], n_domains, rng, _STARTS, of=own)
             yield found.posterior.astype(np.float32)
 
 
-def _linked(profile: NDArray[np.float32], n_domains: int) -> Labels:
+def _linked(profile: Posterior, n_domains: int) -> Labels:
     """[L] domains by average linkage of 1 - the share of members that put two spots together."""
     from scipy.cluster.hierarchy import fcluster, linkage
     from scipy.spatial.distance import squareform

@@ -150,6 +150,7 @@ def save_readouts(folder: Path, readouts: Readouts) -> None:
     for use, linear in readouts.linear.items():
         values |= {f"{use}.axes": linear.axes, f"{use}.variances": linear.variances}
         values[f"{use}.facts"] = np.array([linear.noise, linear.explained])
+        values[f"{use}.spots"] = linear.spots.astype(np.float16)
     write_tensors(folder / READOUT, {k: torch.from_numpy(v.copy()) for k, v in values.items()})
 
 
@@ -162,6 +163,7 @@ def _load_readouts(folder: Path) -> Readouts:
                 variances=stored[f"{use}.variances"],
                 noise=float(stored[f"{use}.facts"][0]),
                 explained=float(stored[f"{use}.facts"][1]),
+                spots=stored[f"{use}.spots"].astype(np.float32),
             )
             for use in LINEAR_USES
             if f"{use}.axes" in stored

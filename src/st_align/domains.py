@@ -1,6 +1,7 @@
 """Spatial domains: clusters of a slide's embedding, how many there are, smoothing over the lattice.
 
-No clusterer sees labels, coordinates or other slides. Of several runs, which differ in their
+No clusterer sees labels or coordinates; of other slides, only spots of those a model was trained
+on. Of several runs, which differ in their
 random starts alone, the one that fits the embedding best is stored. Nothing is N x N.
 
 Shape letters: N spots, D axes of the embedding, C domains, K neighbours.
@@ -15,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from st_align.agreement import agreed_mixture
+from st_align.agreement import View, agreed_mixture
 from st_align.errors import ConfigError, SlideError, nearest
 from st_align.mixture import (
     SPOTS_PER_AXIS,
@@ -83,7 +84,7 @@ def assign_domains(
     seed: int = 0,
     neighbors: NDArray[np.integer[Any]] | None = None,
     refine: bool = True,
-    views: Sequence[NDArray[Any]] = (),
+    views: Sequence[View] = (),
     progress: bool = False,
 ) -> Domains:
     """Cluster an embedding `x` [N, D] into `n_domains`, `runs` times with new random starts.
@@ -96,8 +97,8 @@ def assign_domains(
         seed: of all that is drawn by chance; run i does not depend on how many follow.
         neighbors: [N, K+1] rows of each spot's ring, self first, -1 fills.
         refine: smooth over `neighbors`; without these labels stay as they are.
-        views: embeddings of the same spots that "consensus" fits its members on; `x` by default.
-            Then `x` decides only how many domains there are.
+        views: what "consensus" fits its members on; `x` by default. Then `x` decides only how
+            many domains there are.
         progress: show a bar over the runs.
 
     Raises:
@@ -113,7 +114,7 @@ def assign_domains(
     if runs < 1:
         raise ConfigError("the number of runs is out of range", expected=">= 1", found=str(runs))
     count = choose_n_domains(x, seed=seed) if n_domains == "auto" else _count(n_domains, x)
-    seen = _checked_views(views, len(x)) if method == "consensus" and views else [x]
+    seen = _checked_views(views, len(x)) if method == "consensus" and views else [View(x)]
     rngs = [np.random.default_rng((seed, run)) for run in range(runs)]
     bar = tqdm(rngs, desc="domains", unit="run", disable=not progress)
     found = [METHODS[method](seen, count, rng) for rng in bar]
@@ -186,9 +187,7 @@ def gaussian_mixture(
     return Clustering(best.posterior.argmax(axis=1), best.loglik)
 
 
-def consensus(
-    views: Sequence[NDArray[Any]], n_domains: int, rng: np.random.Generator
-) -> Clustering:
+def consensus(views: Sequence[View], n_domains: int, rng: np.random.Generator) -> Clustering:
     """The partition that many mixtures agree on (`agreement`), fitted on all `views`; `fit` is
     its agreement.
     """
@@ -203,20 +202,22 @@ def kmeans(x: Floats, n_domains: int, rng: np.random.Generator) -> Clustering:
     return Clustering(labels, -inertia)
 
 
-METHODS: dict[str, Callable[[Sequence[NDArray[Any]], int, np.random.Generator], Clustering]] = {
+METHODS: dict[str, Callable[[Sequence[View], int, np.random.Generator], Clustering]] = {
     "consensus": consensus,
-    "gmm": lambda views, n_domains, rng: gaussian_mixture(views[0], n_domains, rng),
-    "kmeans": lambda views, n_domains, rng: kmeans(views[0], n_domains, rng),
+    "gmm": lambda views, n_domains, rng: gaussian_mixture(views[0].x, n_domains, rng),
+    "kmeans": lambda views, n_domains, rng: kmeans(views[0].x, n_domains, rng),
 }
 """Only `consensus` looks at more than the first view."""
 
 
-def _checked_views(views: Sequence[NDArray[Any]], n_spots: int) -> list[NDArray[Any]]:
+def _checked_views(views: Sequence[View], n_spots: int) -> list[View]:
     """Views of the same spots, finite and not the same everywhere."""
-    for x in views:
-        if len(x) != n_spots:
-            raise ValueError(f"{n_spots} spots, a view of {len(x)}")
-        _checked(x)
+    for view in views:
+        if len(view.x) != n_spots:
+            raise ValueError(f"{n_spots} spots, a view of {len(view.x)}")
+        if view.training is not None and view.training.shape[1] != view.x.shape[1]:
+            raise ValueError(f"{view.training.shape[1]} axes of training, {view.x.shape[1]} here")
+        _checked(view.x)
     return list(views)
 
 

@@ -30,7 +30,7 @@ from st_align.errors import ModelError, SlideError
 from st_align.expression import PanelExpression, panel_expression
 from st_align.features import Features, cached_features, slide_features
 from st_align.linear import LinearUse, coordinates, niche_facts, share_explained
-from st_align.loader import VIEW, NicheGenes, SlideInputs, SpotData, frozen_encoders, slide_inputs
+from st_align.loader import VIEW, SlideInputs, SpotData, frozen_encoders, slide_inputs
 from st_align.model import MODALITY
 from st_align.mosaic import mosaic
 from st_align.provenance import config_hash, licences
@@ -60,6 +60,8 @@ class SlideEmbeddings(SlideVectors):
     """
     linear: Mapping[LinearUse, NDArray[np.float32]]
     """[N, R] of niche expression alone, no network (`linear`); empty without counts."""
+    training: Mapping[LinearUse, NDArray[np.float32]]
+    """[M, R] of spots of the training slides on the same axes."""
     shares: tuple[float, float] | None
     """Of the variance of niche expression, how much lies on the training axes: on this slide, on
     the training slides. None without counts.
@@ -136,6 +138,7 @@ class Embedder:
             **{f.name: getattr(vectors, f.name) for f in dataclasses.fields(SlideVectors)},
             readouts=readouts,
             linear=linear,
+            training={use: run.readouts.linear[use].spots for use in linear},
             shares=shares,
             panel_measured=measured,
             warnings=(
@@ -220,6 +223,7 @@ def to_anndata(
         adata.obsm[keys.embedding(name)] = values
     for kind, values in embeddings.linear.items():
         adata.obsm[keys.embedding(kind)] = values
+    adata.uns[keys.TRAINING] = dict(embeddings.training)
     adata.obsm[keys.EMBEDDING] = embeddings.readouts[use][:, :dims]
     if slide.has_image and slide.um_per_px is not None:
         image, scale = thumbnail or mosaic(slide.niches[run.config.data.niche])
@@ -368,8 +372,8 @@ def _linear(
     run: Run, inputs: SlideInputs
 ) -> tuple[dict[LinearUse, NDArray[np.float32]], tuple[float, float] | None]:
     """Linear readouts, and the shares of variance on the axes; nothing without counts."""
-    niches, axes = inputs.sources.get("niche_gene"), run.readouts.linear
-    if not isinstance(niches, NicheGenes) or not axes:
+    niches, axes = inputs.near_expression, run.readouts.linear
+    if niches is None or not axes:
         return {}, None
     facts = niche_facts(niches, inputs.n_spots)
     found = {

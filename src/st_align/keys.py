@@ -15,6 +15,8 @@ USES: Final = ("image", "gene", "spot", "niche", "spot+niche")
 """What a model learned; `spot+niche` is the concatenation of two."""
 LINEAR_USES: Final = ("linear", "linear-scaled")
 """Niche expression on principal axes of the training slides, no network."""
+TRAINING: Final = "stalign_training"
+"""`uns`: by linear use, [M, R] spots of the model's training slides on the same axes."""
 DOMAIN: Final = "stalign_domain"
 PREDICTED: Final = "stalign_predicted"
 LABEL: Final = "stalign_label"

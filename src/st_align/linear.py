@@ -1,22 +1,25 @@
 """Linear niche axes: mean log-expression of niches on the principal axes of training slides.
 
-No network. A slide's niches are centred on the slide; `linear-scaled` also divides each gene by
-the slide's own spread of it, so that a few loud genes do not decide. A gene that the slide did not
-measure is left out of the projection, which then is the posterior mean of probabilistic PCA
-(Tipping and Bishop 1999) given the genes that are there: it has the scale that all genes would
-give, where a plain projection would shrink.
+No network. In the mean a neighbour counts the less the further it is (`geometry.own_weight`): in
+legacy ST, 200 um apart, it is often of another tissue. A slide's niches are centred on the slide;
+`linear-scaled` also divides each gene by the slide's own spread of it, so that a few loud genes do
+not decide. A gene that the slide did not measure is left out of the projection, which then is the
+posterior mean of probabilistic PCA (Tipping and Bishop 1999) given the genes that are there: it has
+the scale that all genes would give, where a plain projection would shrink.
 
 Shape letters: N spots, M of them, P genes of the panel, R axes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from st_align.slide import spread
 
 LinearUse = Literal["linear", "linear-scaled"]
 
@@ -25,6 +28,7 @@ Floats = NDArray[np.float64]
 _SOFT = 0.05
 """Added to a gene's spread (log1p CP10k), so that hardly expressed genes stay small."""
 _BLOCK = 4096
+_KEPT_SPOTS = 2_000
 
 
 class NicheExpression(Protocol):
@@ -46,6 +50,8 @@ class LinearAxes:
     noise: float
     explained: float = 1.0
     """Share of the variance of training niches that lies on the axes."""
+    spots: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    """[M, R] coordinates of some spots of all training slides, 2,000 at most."""
 
     def projection(self, measured: NDArray[np.bool_]) -> Floats:
         """[P, R] that takes centred niche expression to coordinates; 0 for genes not `measured`."""
@@ -57,13 +63,15 @@ class LinearAxes:
         return weights
 
 
-def fit_linear(slides: Iterable[Floats], n_axes: int) -> LinearAxes | None:
-    """Axes of niche expression [M, P] of training slides, each from `centred`; None without any.
+def fit_linear(
+    niches: Sequence[NDArray[np.float32]], use: LinearUse, n_axes: int
+) -> LinearAxes | None:
+    """Axes of niche expression [M, P] of spots of each training slide; None without any.
 
     A pair of genes counts on the slides that measured both.
     """
     covariance, counted = None, None
-    for values in slides:
+    for values in (centred(slide, use) for slide in niches):
         measured = values.any(axis=0).astype(np.float64)
         part, pairs = values.T @ values, len(values) * np.outer(measured, measured)
         covariance = part if covariance is None else covariance + part
@@ -76,12 +84,15 @@ def fit_linear(slides: Iterable[Floats], n_axes: int) -> LinearAxes | None:
     axes, rest = axes[:, :kept], variances[kept:]
     largest = np.abs(axes).argmax(axis=0)
     axes = axes * np.sign(axes[largest, np.arange(kept)])
-    return LinearAxes(
+    fitted = LinearAxes(
         axes=axes.astype(np.float32),
         variances=variances[:kept].astype(np.float32),
         noise=float(rest.sum() / max((rest > 0).sum(), 1)),
         explained=float(variances[:kept].sum() / max(variances.sum(), 1e-30)),
     )
+    parts = (centred(slide, use) for slide in niches)
+    spots = np.concatenate([v @ fitted.projection((v != 0).any(axis=0)) for v in parts])
+    return replace(fitted, spots=spots[spread(len(spots), _KEPT_SPOTS)].astype(np.float32))
 
 
 class NicheFacts(NamedTuple):
@@ -132,7 +143,7 @@ def share_explained(
         values = ((block - facts.mean) / facts.scale(use))[:, facts.measured]
         inside += float(((values @ basis) ** 2).sum())
         total += float((values**2).sum())
-    return inside / total if total else 0.0
+    return min(inside / total, 1.0) if total else 0.0
 
 
 def _blocks(niches: NicheExpression, n: int) -> Iterator[NDArray[np.float32]]:

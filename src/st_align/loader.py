@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
@@ -27,9 +27,9 @@ from st_align.encoders.base import Encoded, FrozenEncoder, View
 from st_align.encoders.field import with_field
 from st_align.encoders.lookup import load_frozen
 from st_align.errors import CorpusError
-from st_align.geometry import ring_mean
+from st_align.geometry import own_weight, ring_mean
 from st_align.model import MODALITY, FrozenShape, frozen_roles
-from st_align.slide import PreparedSlide
+from st_align.slide import PITCH_UM, PreparedSlide
 
 if TYPE_CHECKING:
     from st_align.expression import PanelExpression
@@ -86,6 +86,8 @@ class NicheGenes:
     valid: NDArray[np.bool_]
     members: NDArray[np.int32]
     """[N, K+1] row numbers, -1 fills."""
+    own: float = 1.0
+    """How much more the spot itself counts than a neighbour; 1 in eq. 2."""
 
     def read(self, rows: NDArray[np.intp]) -> tuple[NDArray[Any], ...]:
         """float32 [M, P]; 0, the slide's mean, where no member is valid."""
@@ -93,7 +95,7 @@ class NicheGenes:
         absent = int(np.searchsorted(needed, 0))
         members = np.where(where >= absent, where - absent, -1).reshape(len(rows), -1)
         needed = needed[absent:]
-        return (ring_mean(self.values[needed], members, self.valid[needed]),)
+        return (ring_mean(self.values[needed], members, self.valid[needed], own=self.own),)
 
 
 class FrozenRows:
@@ -132,11 +134,22 @@ class SlideInputs:
     has_counts: NDArray[np.bool_]
     """[N]"""
     sources: Mapping[Role, RowSource]
+    pitch_um: float
 
     @property
     def n_spots(self) -> int:
         """Number of spots N."""
         return len(self.neighbors)
+
+    @property
+    def near_expression(self) -> NicheGenes | None:
+        """Niche expression in which near spots count more: what linear views read; None where no
+        network of ours reads the niche's counts.
+        """
+        niches = self.sources.get("niche_gene")
+        if not isinstance(niches, NicheGenes):
+            return None
+        return replace(niches, own=own_weight(self.pitch_um))
 
 
 def slide_inputs(
@@ -177,6 +190,7 @@ def slide_inputs(
         has_image=slide.has_image,
         has_counts=expression.valid if expression else np.zeros(n, bool),
         sources={role: source for role, source in (raw | frozen).items() if source is not None},
+        pitch_um=PITCH_UM[slide.technology],
     )
 
 

@@ -22,9 +22,10 @@ from st_align.config import Use
 from st_align.embedding import SlideVectors, embed_spots
 from st_align.errors import ModelError, nearest
 from st_align.keys import LINEAR_USES, USES
-from st_align.linear import LinearAxes, LinearUse, centred, fit_linear
-from st_align.loader import NicheGenes, SpotData
+from st_align.linear import LinearAxes, LinearUse, fit_linear
+from st_align.loader import SpotData
 from st_align.model import STAlign
+from st_align.slide import spread
 
 MAX_AXES = 32
 _SPOTS, _SLIDES = 20_000, 64
@@ -74,11 +75,11 @@ def training_spots(model: STAlign, data: SpotData) -> list[TrainingSpots]:
     found = []
     for number in chosen:
         start, stop = data.starts[number : number + 2]
-        ids = np.unique(np.linspace(start, stop - 1, min(stop - start, most)).astype(np.int64))
+        ids = start + spread(stop - start, most)
         vectors = embed_spots(model, data, ids)
-        source, known = data.slides[number].sources.get("niche_gene"), vectors.has_counts
+        source, known = data.slides[number].near_expression, vectors.has_counts
         niches = None
-        if isinstance(source, NicheGenes) and known.any():
+        if source is not None and known.any():
             niches = source.read((ids - start)[known])[0]
         found.append(TrainingSpots(vectors=vectors, niches=niches))
     return found
@@ -95,11 +96,10 @@ def fit_readouts(slides: Sequence[TrainingSpots]) -> Readouts:
         found = [_centred(slide.vectors, use) for slide in slides]
         if sum(int(present.sum()) for _, present in found) > 1:
             axes[use] = _principal_axes(reduce(np.add, [v.T @ v for v, _ in found]))
+    niches = [slide.niches for slide in slides if slide.niches is not None]
     linear: dict[LinearUse, LinearAxes] = {}
     for kind in LINEAR_USES:
-        fitted = fit_linear(
-            (centred(s.niches, kind) for s in slides if s.niches is not None), MAX_AXES
-        )
+        fitted = fit_linear(niches, kind, MAX_AXES)
         if fitted is not None:
             linear[kind] = fitted
     return Readouts(axes, linear)

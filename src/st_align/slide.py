@@ -41,6 +41,11 @@ SPOT_UM: dict[Technology, float] = {
 }
 
 
+def spread(n: int, most: int) -> NDArray[np.intp]:
+    """At most `most` of the numbers 0..n-1, evenly spread over them."""
+    return np.linspace(0, n - 1, min(n, most)).astype(np.intp)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Slide:
     """One section: spots in the order of the source, with counts, an image, or both.
@@ -137,5 +142,4 @@ class PreparedSlide:
         spots whatever the order of the rows.
         """
         order = np.argsort(self.spots["barcode"].to_numpy().astype(str), kind="stable")
-        picked = np.linspace(0, self.n_spots - 1, min(self.n_spots, most)).astype(np.intp)
-        return order[picked]
+        return order[spread(self.n_spots, most)]

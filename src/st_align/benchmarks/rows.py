@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from st_align.agreement import DIMS
+from st_align.agreement import DIMS, View
 from st_align.baselines import linear_niche, spot_pca
 from st_align.benchmarks import stimage_clip
 from st_align.benchmarks.audit import ON_SLIDE, ZERO_SHOT, Contender
@@ -98,7 +98,9 @@ def model_row(model: Contender, prepared: Mapping[str, Slide | PreparedSlide]) -
         use = run.config.readout.use
         use = use if use in found.readouts else next(iter(found.readouts))
         note = f"{use}, {found.panel_measured:.0%} of the panel measured"
-        views = [found.readouts[use], *found.linear.values()]
+        views = [View(values, found.training[kind]) for kind, values in found.linear.items()]
+        if "image" in found.readouts or not views:
+            views.insert(0, View(found.readouts[use]))
         x = found.readouts[use][:, : run.config.readout.dims]
         return Embedded(x=x, own=_agreement(views), note=note)
 
@@ -140,7 +142,7 @@ def _linear() -> list[Method]:
             [with_genes(s, panel) for s in train], with_genes(target.slide, panel), dims=max(DIMS)
         )
         note = f"{len(panel)} genes, {len(train)} slide{'s' * (len(train) > 1)}"
-        return Embedded(x=x[:, :LINEAR_DIMS], own=_agreement([x]), note=note)
+        return Embedded(x=x[:, :LINEAR_DIMS], own=_agreement([View(x)]), note=note)
 
     def on_slide(target: Target, seed: int) -> Embedded:
         panel = choose_panel([target.slide], SHARED_GENES).genes
@@ -155,11 +157,11 @@ def _linear() -> list[Method]:
     ]  # fmt: skip
 
 
-def _agreement(views: Sequence[Floats]) -> OwnClusterer:
+def _agreement(views: Sequence[View]) -> OwnClusterer:
     """What `st-align domains` does by default."""
 
     def run(n_domains: int, seed: int) -> Any:
-        x = np.asarray(views[0], np.float64)
+        x = np.asarray(views[0].x, np.float64)
         found = assign_domains(x, n_domains, method="consensus", runs=1, seed=seed, views=views)
         return found.labels
 

@@ -14,6 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from st_align import keys, store
+from st_align.agreement import View
 from st_align.domains import assign_domains
 from st_align.errors import ConfigError, OutputError, SlideError, StAlignError, nearest
 from st_align.files import require_writable
@@ -102,22 +103,28 @@ def slide_domains(
 
 def views_of(
     adata: AnnData, asked: str | None, method: str
-) -> tuple[NDArray[np.float64], str, list[NDArray[np.float64]]]:
+) -> tuple[NDArray[np.float64], str, list[View]]:
     """What is clustered, its name, and what a consensus is fitted on: the use asked for, or the
-    model's default one and the linear niche axes.
+    model's default one, where the slide has an image, and the linear niche axes, where it has
+    counts. Without an image there is nothing that the default one could add.
 
     How many domains there are is read off `linear-scaled` where all are looked at.
     """
     x, use = embedding_of(adata, asked)
     if method != "consensus":
         return x, use, []
+    names = [use]
     linear = [name for name in keys.LINEAR_USES if keys.embedding(name) in adata.obsm]
-    names = [use, *linear] if asked is None else [use]
-    stored = [keys.embedding(name) for name in names if keys.embedding(name) in adata.obsm]
-    views = [np.asarray(adata.obsm[key], np.float64) for key in stored]
     if asked is None and linear:
+        names = [use, *linear] if keys.embedding("image") in adata.obsm else linear
         x = np.asarray(adata.obsm[keys.embedding(linear[-1])], np.float64)[:, :_COUNTING_AXES]
-    return x, "+".join(names), views
+    stored = [name for name in names if keys.embedding(name) in adata.obsm]
+    return x, "+".join(names), [_view(adata, name) for name in stored]
+
+
+def _view(adata: AnnData, use: str) -> View:
+    training = adata.uns.get(keys.TRAINING, {}).get(use)
+    return View(np.asarray(adata.obsm[keys.embedding(use)], np.float64), training)
 
 
 def embedding_of(adata: AnnData, use: str | None) -> tuple[NDArray[np.float64], str]:
