@@ -248,6 +248,11 @@ def test_domains_look_at_all_views_of_a_slide_with_both(run, reader, fresh):
     _, use, (alone,) = views_of(adata, "linear", "consensus")
     assert (use, alone.training is None) == ("linear", False)
     assert views_of(adata, "linear", "gmm")[2] == []
+    adata.uns[keys.TRAINING]["linear"] = np.zeros((5, 2))
+    with pytest.raises(SlideError, match=r"(?s)training spots do not fit.*\(5, 2\)"):
+        views_of(adata, None, "consensus")
+    del adata.uns[keys.TRAINING]
+    assert not any(view.training is not None for view in views_of(adata, None, "consensus")[2])
 
 
 def test_our_file_is_a_slide_again(run, reader, fresh, tmp_path):

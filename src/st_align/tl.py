@@ -88,7 +88,8 @@ def embed(
         for name in ours.obsm:
             if name.startswith(keys.EMBEDDING):
                 scatter(part, key_added + name.removeprefix(keys.EMBEDDING), rows, ours.obsm[name])
-        part.table.uns[keys.TRAINING] = dict(found.training)
+        if key_added == keys.EMBEDDING:  # what `domains` reads
+            part.table.uns[keys.TRAINING] = dict(found.training)
         note(part, parts, **{**store.notes(ours), "um_per_px": prepared.um_per_px})
         tell(part, found.warnings)
     return data if copy else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,8 +123,18 @@ def views_of(
 
 
 def _view(adata: AnnData, use: str) -> View:
-    training = adata.uns.get(keys.TRAINING, {}).get(use)
-    return View(np.asarray(adata.obsm[keys.embedding(use)], np.float64), training)
+    x = np.asarray(adata.obsm[keys.embedding(use)], np.float64)
+    kept = adata.uns.get(keys.TRAINING)
+    training = kept.get(use) if isinstance(kept, Mapping) else None
+    shape = np.shape(training)
+    if training is not None and (len(shape) != 2 or shape[1] != x.shape[1]):
+        raise SlideError(
+            f"training spots do not fit the {use} embedding",
+            expected=f"uns[{keys.TRAINING!r}][{use!r}] of {x.shape[1]} axes",
+            found=str(shape),
+            fix="embed the slide again",
+        )
+    return View(x, training)
 
 
 def embedding_of(adata: AnnData, use: str | None) -> tuple[NDArray[np.float64], str]:
