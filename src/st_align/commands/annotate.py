@@ -106,6 +106,7 @@ def summary(answer: Annotation) -> dict[str, Any]:
         "cv_accuracy": answer.cv_accuracy,
         "folds": answer.folds,
         "features": list(answer.features),
+        "axes": answer.axes,
         "rings": answer.rings,
         "temperature": answer.temperature,
         "left_out": dict(answer.left_out),
