@@ -6,6 +6,7 @@ Shape letters: N spots, g genes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,11 +33,13 @@ def slide_view(adata: AnnData) -> figures.SlideView:
     library = mapping(next(iter(mapping(adata.uns.get(keys.SPATIAL)).values()), None))
     factors, images = mapping(library.get("scalefactors")), mapping(library.get("images"))
     diameter = positive(factors.get("spot_diameter_fullres")) or _SPOT_PER_PITCH * _pitch(xy)
+    square = str(store.notes(adata).get("technology")).startswith("VisiumHD")
+    view = figures.SlideView(xy=xy, diameter=diameter, is_square=square)
     for name in ("hires", "lowres"):
         image, scale = np.asarray(images.get(name)), positive(factors.get(f"tissue_{name}_scalef"))
         if image.ndim == 3 and scale:
-            return figures.SlideView(xy=xy, diameter=diameter, image=rgb_array(image), scale=scale)
-    return figures.SlideView(xy=xy, diameter=diameter)
+            return replace(view, image=rgb_array(image), scale=scale)
+    return view
 
 
 def mapping(value: Any) -> Mapping[str, Any]:

@@ -5,6 +5,7 @@ Shape letters: N spots, g predicted genes.
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -45,8 +46,24 @@ def slide_section(path: Path, *, label_key: str | None = None) -> dict[str, Any]
             "maps": _maps(adata, view, notes, label_key),
             "domain_note": _domain_note(domains, label_key),
             "provenance": tables.flat(shown.mapping(notes.get("provenance"))),
+            "next": _next_steps(adata, path),
             **_genes(adata, view),
         }
+
+
+def _next_steps(adata: AnnData, path: Path) -> list[dict[str, str]]:
+    """What the page does not show yet, and the commands that make it."""
+    name = shlex.quote(path.name)
+    if keys.EMBEDDING not in adata.obsm:
+        command = f"st-align embed {name} --model RUN --out {shlex.quote(path.stem)}-embedded.h5ad"
+        return [{"what": "This slide is not embedded yet, so it has no domains", "run": command}]
+    steps = []
+    if keys.DOMAIN not in adata.obs:
+        steps.append({"what": "Spatial domains", "run": f"st-align domains {name}"})
+    if keys.PREDICTED not in adata.obsm and keys.embedding("image") in adata.obsm:
+        command = "st-align genes predict SLIDE --model RUN --head HEAD --out FILE.h5ad"
+        steps.append({"what": "Expression predicted from the image", "run": command})
+    return steps
 
 
 def _facts(adata: AnnData, notes: dict[str, Any]) -> dict[str, str]:
