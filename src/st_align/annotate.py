@@ -109,6 +109,11 @@ class _LeftOut(NamedTuple):
     distance: Floats
 
 
+def reads_embeddings(annotated: Sequence[PreparedSlide], new: PreparedSlide) -> bool:
+    """Whether `annotate` looks at embeddings of these slides."""
+    return len(annotated) > 1 or any(slide.genes is None for slide in (*annotated, new))
+
+
 def annotate(annotated: Sequence[Labelled], new: Seen) -> Annotation:
     """Carry the labels of `annotated` slides over to a `new` one.
 

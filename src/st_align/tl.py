@@ -10,6 +10,7 @@ Shape letters: N spots of the table, D axes, g genes.
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -25,9 +26,8 @@ if TYPE_CHECKING:
 
     from st_align.annotate import Seen
     from st_align.attention import Scale
-    from st_align.io.objects import Part
     from st_align.predict import Head
-    from st_align.slide import Slide
+    from st_align.slide import PreparedSlide
     from st_align.trained import STAlign
 
 __all__ = [
@@ -238,26 +238,30 @@ def annotate(
         SlideError: too few labels, or nothing in common. ConfigError: no such column.
 
     """
-    from st_align.annotate import Labelled
+    from st_align.annotate import Labelled, reads_embeddings
     from st_align.annotate import annotate as carry_over
     from st_align.commands.annotate import labels_of, probabilities, seen, summary
     from st_align.trained import ready
 
     data, parts = opened(data, copy, where)
     trained, read = ready(model), adapt.options(no_image=no_image)
+    references = [trained.prepare(part.slide(read)) for part in adapt.parts_of(reference)]
 
-    def look(part: Part) -> tuple[Slide, Seen]:
+    def look(slide: PreparedSlide, embedded: bool) -> Seen:
+        return seen(trained.run, slide, trained.reader.embed(slide) if embedded else None)
+
+    @functools.cache
+    def known(embedded: bool) -> list[Labelled]:
+        return [
+            Labelled(**vars(look(one, embedded)), labels=labels_of(one.spots, label_key))
+            for one in references
+        ]
+
+    for part in parts:
         slide = part.slide(read)
         prepared = trained.prepare(slide)
-        return slide, seen(trained.run, prepared, trained.reader.embed(prepared))
-
-    known = [
-        Labelled(**vars(one), labels=labels_of(one.slide.spots, label_key))
-        for _, one in map(look, adapt.parts_of(reference))
-    ]
-    for part in parts:
-        slide, one = look(part)
-        answer = carry_over(known, one)
+        embedded = reads_embeddings(references, prepared)
+        answer = carry_over(known(embedded), look(prepared, embedded))
         rows = part.rows_of(slide.barcodes)
         set_column(part, parts, key_added, rows, answer.labels.tolist())
         frame = probabilities(answer, pd.Index(slide.barcodes))
