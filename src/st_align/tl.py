@@ -195,6 +195,7 @@ def joint_domains(
     n_domains: int | str = "auto",
     use: str | None = None,
     label_key: str | None = None,
+    method: str | None = None,
     runs: int = 5,
     seed: int = 0,
     key_added: str = keys.DOMAIN,
@@ -203,7 +204,8 @@ def joint_domains(
     """One set of domains over all slides of `data` in `obs[key_added]`, their probabilities in
     `obsm[f"{key_added}_probability"]`; returns the share of every domain by slide and patient.
 
-    Slides are clustered by their embeddings where all have them, else by their counts alone.
+    Slides are clustered by their embeddings where all have them, else by their counts alone;
+    `method` is consensus (the default) or gmm. The order of the slides does not matter.
 
     Raises:
         SlideError: embeddings of different models, no counts. ConfigError: an option out of range.
@@ -214,7 +216,7 @@ def joint_domains(
 
     _, parts = opened(data, False, where)
     request = DomainRequest(
-        n_domains=str(n_domains), use=use, label_key=label_key, runs=runs, seed=seed
+        n_domains=str(n_domains), use=use, label_key=label_key, method=method, runs=runs, seed=seed
     )
     return cohort_domains(parts, request, key_added=key_added)[1]
 

@@ -26,7 +26,8 @@ _METHODS = {
     "gmm": "a Gaussian mixture",
     "kmeans": "k-means",
     "consensus": "a consensus of mixtures",
-    "joint": "one Gaussian mixture over all its slides",
+    "joint consensus": "a consensus of mixtures over all its slides",
+    "joint gmm": "one Gaussian mixture over all its slides",
 }
 _BARS_UM = (100, 200, 500, 1000, 2000, 5000)
 
