@@ -99,7 +99,7 @@ class _Table(NamedTuple):
 
     features: tuple[str, ...]
     axes: int
-    blocks: list[Blocks]
+    blocks: Sequence[Blocks]
 
 
 class _LeftOut(NamedTuple):

@@ -128,7 +128,9 @@ def draw_spots(axes: Any, view: SlideView, **colors: Any) -> Any:
     if view.is_square:
         corners = view.diameter / 2 * np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)])
         return axes.add_collection(
-            PolyCollection(view.xy[:, None] + corners, linewidths=0, antialiased=False, **colors)
+            PolyCollection(
+                list(view.xy[:, None] + corners), linewidths=0, antialiased=False, **colors
+            )
         )
     sizes = np.full(len(view.xy), view.diameter)
     circles = EllipseCollection(

@@ -54,6 +54,9 @@ def groups(obs: pd.DataFrame, key: str) -> list[str]:
             f"no column {key!r} in obs",
             expected="a column with labels",
             found=f"columns: {', '.join(map(str, obs.columns)) or 'none'}",
+            fix="find them first: st-align domains, or sta.tl.domains"
+            if key == keys.DOMAIN
+            else None,
         )
     names = obs[key].astype(object).where(obs[key].notna(), "").astype(str)
     return ["" if name.strip().lower() in keys.UNLABELLED else name for name in names]
