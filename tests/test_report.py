@@ -20,6 +20,7 @@ from st_align.infer import Embedder, to_anndata
 from st_align.predict import fit_head, predict, score
 from st_align.report import build_report
 from st_align.report.tables import facts, score_tables, text
+from st_align.shown import slide_view
 from toys import toy_prepared
 
 EVIL = "<script>alert('x')</script>"
@@ -188,6 +189,18 @@ def test_what_is_not_there_yet_is_said_with_its_command(adata, tmp_path):
     assert "st-align embed bare.h5ad --model RUN" in bare.text
 
 
+def test_labels_carried_over_are_drawn_beside_those_that_are_known(adata, tmp_path):
+    del adata.obs[keys.DOMAIN]
+    adata.obs[keys.LABEL] = adata.obs["domain"].astype(str)
+    store.note(adata, annotation={"label_key": "domain"}, domains={})
+    page = page_of(tmp_path, files=[store.write_h5ad(adata, tmp_path / "new.h5ad")])
+    assert "Labels · domain" in page.text
+    assert "Labels carried over" in page.text
+    del adata.obs["domain"]
+    page = page_of(tmp_path, files=[store.write_h5ad(adata, tmp_path / "new.h5ad")])
+    assert "Labels ·" not in page.text
+
+
 def test_float_images_and_unlabelled_spots(adata, tmp_path):
     images = adata.uns[keys.SPATIAL]["new"]["images"]
     images["hires"] = (images["hires"] / 255).astype(np.float32)
@@ -298,6 +311,18 @@ def test_bins_of_visium_hd_are_squares_that_touch():
     x0, x1, *_ = view.extent
     covered = (pixels[..., 3] > 127).sum() * ((x1 - x0) / pixels.shape[1]) ** 2
     assert covered == pytest.approx(30**2, rel=0.01)
+
+
+def test_bins_without_a_picture_touch_too():
+    xy = np.stack(np.divmod(np.arange(9), 3), axis=1) * 8.0
+    adata = anndata.AnnData(
+        obs=pd.DataFrame(index=[str(i) for i in range(9)]), obsm={"spatial": xy}
+    )
+    store.note(adata, technology="VisiumHD-8um")
+    view = slide_view(adata)
+    assert (view.is_square, view.diameter) == (True, 8.0)
+    store.note(adata, technology="Visium")
+    assert slide_view(adata).diameter == pytest.approx(4.4)
 
 
 def test_unknown_is_grey_and_takes_no_colour_of_a_label():

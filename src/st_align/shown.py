@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 _SPOT_PER_PITCH = 0.55
-"""Where the file does not give the spots' size: that of Visium."""
+"""Where the file does not give the spots' size: that of Visium. Bins of Visium HD touch."""
 
 
 def slide_view(adata: AnnData) -> figures.SlideView:
@@ -32,8 +32,9 @@ def slide_view(adata: AnnData) -> figures.SlideView:
     xy = store.coordinates(adata)
     library = mapping(next(iter(mapping(adata.uns.get(keys.SPATIAL)).values()), None))
     factors, images = mapping(library.get("scalefactors")), mapping(library.get("images"))
-    diameter = positive(factors.get("spot_diameter_fullres")) or _SPOT_PER_PITCH * _pitch(xy)
     square = str(store.notes(adata).get("technology")).startswith("VisiumHD")
+    share = 1.0 if square else _SPOT_PER_PITCH
+    diameter = positive(factors.get("spot_diameter_fullres")) or share * _pitch(xy)
     view = figures.SlideView(xy=xy, diameter=diameter, is_square=square)
     for name in ("hires", "lowres"):
         image, scale = np.asarray(images.get(name)), positive(factors.get(f"tissue_{name}_scalef"))

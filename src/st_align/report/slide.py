@@ -39,7 +39,10 @@ def slide_section(path: Path, *, label_key: str | None = None) -> dict[str, Any]
         notes = store.notes(adata)
         view = shown.slide_view(adata)
         domains = shown.mapping(notes.get("domains"))
+        carried = shown.mapping(notes.get("annotation"))
         label_key = label_key or domains.get("label_key")
+        if label_key is None and carried.get("label_key") in adata.obs:
+            label_key = carried["label_key"]
         return {
             "id": str(notes.get("slide", path.stem)),
             "facts": _facts(adata, notes),
@@ -107,6 +110,10 @@ def _maps(
     if labels and label_key:
         colors = figures.matched_colors(labels, None)
         maps.append(_group_map("Labels", label_key, view, labels, colors))
+    if keys.LABEL in adata.obs:
+        carried = shown.groups(adata.obs, keys.LABEL)
+        colors = figures.matched_colors(carried, labels)
+        maps.append(_group_map("Labels carried over", "", view, carried, colors))
     return maps
 
 
