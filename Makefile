@@ -5,6 +5,7 @@ BIN    := $(VENV)/bin
 LOWEST := .venv-lowest
 PIP    := pip install --quiet --disable-pip-version-check
 PORT   ?= 8000
+ARGS   ?=  # of pytest, as in make test ARGS="-k niche"
 
 .PHONY: setup demo test test-all test-lowest lint docs docs-html dist clean
 
@@ -32,17 +33,17 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/lint-imports
 
 test: lint
-	$(BIN)/python -m pytest -m "not slow and not gpu and not large" --cov --cov-report=term
+	$(BIN)/python -m pytest -m "not slow and not gpu and not large" --cov --cov-report=term $(ARGS)
 
 test-all: lint test-lowest
-	$(BIN)/python -m pytest --cov --cov-report=term
+	$(BIN)/python -m pytest --cov --cov-report=term $(ARGS)
 
 # The least version of every dependency that pyproject.toml names, but for torch and torchvision:
 # their old builds for a CPU lie on no index that a plain install reads, so the pinned ones stay.
 # Old libraries over new ones warn of what is deprecated; that is not ours to mend.
 test-lowest: $(LOWEST)/.installed
 	$(LOWEST)/bin/python -m pytest -m "not slow and not gpu and not large" \
-		-W ignore::DeprecationWarning
+		-W ignore::DeprecationWarning $(ARGS)
 
 $(LOWEST)/.installed: pyproject.toml constraints.txt
 	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)

@@ -10,8 +10,9 @@ import pytest
 import toy_run
 from sources import section, write_h5ad
 from st_align import keys
-from st_align.annotate import Labelled, Seen, _calibrated, _temperature, annotate
+from st_align.annotate import Labelled, Seen, _calibrated, _folds, _temperature, annotate
 from st_align.commands.annotate import annotate_slide
+from st_align.discriminant import fitted, side_by_side
 from st_align.errors import ConfigError, SlideError
 from st_align.io import ReadOptions
 from toys import toy_prepared
@@ -57,6 +58,30 @@ def test_a_tissue_that_was_not_annotated_is_unknown(slides, rng):
     found = annotate([labelled(s) for s in slides[:2]], Seen(slide=new, embedding=None))
     unknown = found.labels == keys.UNKNOWN
     assert unknown[strange].mean() > unknown[~strange].mean()
+
+
+def test_a_slide_with_other_shares_of_the_labels_is_placed(rng):
+    """Two labels 4 apart, 1 in 2 annotated and 1 in 10 of the new slide, whose scale is another."""
+    y = rng.integers(0, 2, 600)
+    model = fitted(side_by_side([rng.normal(4.0 * y[:, None], 1, (600, 3))]), y)
+    rare = (np.arange(500) < 50).astype(int)
+    block = 7 * rng.normal(4.0 * rare[:, None], 1, (500, 3)) + 100
+    as_it_is = model.lda.predict(side_by_side([block]))
+    placed = model.lda.predict(model.placed([block]))
+    assert (as_it_is == rare).mean() < 0.9
+    assert (placed == rare).mean() > 0.98
+
+
+def test_one_slide_is_left_out_by_quarters_unless_one_holds_a_label_alone(slides):
+    slide = slides[0]
+    _, halves = np.unique(slide.spots["domain"], return_inverse=True)
+    quarters, squares, _ = _folds([slide], [halves])
+    assert (len(np.unique(quarters[0])), len(np.unique(squares[0]))) == (4, 5)
+    along = slide.spots[["x", "y"]].sum(axis=1).to_numpy()
+    corner = (along < np.quantile(along, 0.1)).astype(int)
+    assert corner.sum() >= 10
+    instead, squares, _ = _folds([slide], [corner])
+    np.testing.assert_array_equal(instead[0], squares[0])
 
 
 def test_embeddings_alone(slides, rng):

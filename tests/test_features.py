@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from st_align import features
+from st_align import features, spill
 from st_align.corpus import Corpus
 from st_align.corpus_build import build_corpus
 from st_align.encoders.base import Encoded
@@ -90,6 +90,16 @@ class TestSlide:
         assert found.tokens.dtype == found.pooled.dtype == np.float16
         np.testing.assert_allclose(found.pooled[:, 0], mean, rtol=1e-3)
         np.testing.assert_allclose(found.tokens[:, 2, 4], mean + 14, rtol=1e-3)
+
+    def test_what_memory_does_not_hold_is_the_same(self, rng, monkeypatch):
+        slide = toy_prepared(rng)
+        whole = encode(slide, FakeImages())
+        row = whole.tokens[0].nbytes
+        monkeypatch.setattr(spill, "IN_MEMORY", 2 * row)
+        monkeypatch.setattr(spill, "BLOCK", 20 * row)
+        mapped = encode(slide, FakeImages())
+        np.testing.assert_array_equal(whole.tokens, mapped.tokens)
+        np.testing.assert_array_equal(whole.pooled, mapped.pooled)
 
     def test_genes_of_a_niche_are_the_sum_over_its_members(self, rng):
         slide, encoder = toy_prepared(rng), FakeGenes()

@@ -15,7 +15,7 @@ from st_align.cli import app
 from st_align.commands.domains import DomainRequest
 from st_align.commands.joint import SHARES, find_joint_domains
 from st_align.errors import ConfigError, OutputError, SlideError
-from st_align.joint import counts_embeddings, joint_domains
+from st_align.joint import Seen, counts_views, joint_domains
 from toys import toy_prepared
 
 
@@ -25,7 +25,7 @@ def slides(rng):
 
 
 def test_domains_mean_the_same_on_all_slides(slides):
-    found = joint_domains(counts_embeddings(slides), 2)
+    found = joint_domains(counts_views(slides), 2)
     for slide, labels, chances in zip(slides, found.labels, found.probabilities, strict=True):
         right = (slide.spots["domain"] == "right").to_numpy()
         assert max((labels == right).mean(), (labels != right).mean()) > 0.95
@@ -41,18 +41,31 @@ def test_domains_mean_the_same_on_all_slides(slides):
 
 
 def test_the_same_seed_gives_the_same(slides):
-    values = counts_embeddings(slides)
+    values = counts_views(slides)
     first, again = (joint_domains(values, 3, seed=4) for _ in range(2))
     np.testing.assert_array_equal(np.concatenate(first.labels), np.concatenate(again.labels))
 
 
+@pytest.mark.parametrize("method", ["consensus", "gmm"])
+def test_the_order_of_the_files_does_not_matter(slides, tmp_path, method):
+    paths = files(tmp_path, slides)
+    request = DomainRequest(n_domains="2", method=method, runs=2)
+    for name, order in (("a", paths), ("b", paths[::-1])):
+        find_joint_domains(order, request, out=tmp_path / name)
+    for path in paths:
+        first, other = (store.read_h5ad(tmp_path / name / path.name) for name in "ab")
+        assert first.obs[keys.DOMAIN].tolist() == other.obs[keys.DOMAIN].tolist()
+    shares = [(tmp_path / name / SHARES).read_bytes() for name in "ab"]
+    assert shares[0] == shares[1]
+
+
 def test_what_cannot_be_joined(slides, rng):
     with pytest.raises(SlideError, match="not embedded alike"):
-        joint_domains([rng.normal(size=(9, 2)), rng.normal(size=(9, 3))], 2)
+        joint_domains([Seen(rng.normal(size=(9, n)), []) for n in (2, 3)], 2)
     with pytest.raises(SlideError, match="not embedded alike"):
         joint_domains([], 2)
     with pytest.raises(SlideError, match="need counts"):
-        counts_embeddings([toy_prepared(rng, counts=False)])
+        counts_views([toy_prepared(rng, counts=False)])
 
 
 def files(folder, slides):

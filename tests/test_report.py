@@ -20,6 +20,7 @@ from st_align.infer import Embedder, to_anndata
 from st_align.predict import fit_head, predict, score
 from st_align.report import build_report
 from st_align.report.tables import facts, score_tables, text
+from st_align.shown import slide_view
 from toys import toy_prepared
 
 EVIL = "<script>alert('x')</script>"
@@ -175,6 +176,31 @@ def test_a_slide_without_image_counts_domains_or_notes(tmp_path, rng):
     assert "measured and predicted" not in page.text.lower()
 
 
+def test_what_is_not_there_yet_is_said_with_its_command(adata, tmp_path):
+    whole = page_of(tmp_path, files=[store.write_h5ad(adata, tmp_path / "new.h5ad")])
+    assert "Not in this file yet" not in whole.text
+    del adata.obs[keys.DOMAIN], adata.obsm[keys.PREDICTED]
+    page = page_of(tmp_path, files=[store.write_h5ad(adata, tmp_path / "a b.h5ad")])
+    assert "st-align domains 'a b.h5ad'" in page.text
+    assert "st-align genes predict" in page.text
+    for name in [name for name in adata.obsm if name.startswith(keys.EMBEDDING)]:
+        del adata.obsm[name]
+    bare = page_of(tmp_path, files=[store.write_h5ad(adata, tmp_path / "bare.h5ad")])
+    assert "st-align embed bare.h5ad --model RUN" in bare.text
+
+
+def test_labels_carried_over_are_drawn_beside_those_that_are_known(adata, tmp_path):
+    del adata.obs[keys.DOMAIN]
+    adata.obs[keys.LABEL] = adata.obs["domain"].astype(str)
+    store.note(adata, annotation={"label_key": "domain"}, domains={})
+    page = page_of(tmp_path, files=[store.write_h5ad(adata, tmp_path / "new.h5ad")])
+    assert "Labels · domain" in page.text
+    assert "Labels carried over" in page.text
+    del adata.obs["domain"]
+    page = page_of(tmp_path, files=[store.write_h5ad(adata, tmp_path / "new.h5ad")])
+    assert "Labels ·" not in page.text
+
+
 def test_float_images_and_unlabelled_spots(adata, tmp_path):
     images = adata.uns[keys.SPATIAL]["new"]["images"]
     images["hires"] = (images["hires"] / 255).astype(np.float32)
@@ -274,6 +300,38 @@ def test_domains_take_the_colours_of_the_labels_they_overlap():
     assert of_domains["10"] == of_labels["L2"]
     assert of_domains["2"] == of_labels["WM"]
     assert len(set(of_domains.values())) == 4
+
+
+def test_bins_of_visium_hd_are_squares_that_touch():
+    places = np.stack(np.divmod(np.arange(9), 3), axis=1).astype(float)
+    view = figures.SlideView(xy=10 * places, diameter=10.0, is_square=True)
+    uri = figures.groups_map(view, ["a"] * 9, {"a": "#ff0000"})
+    with Image.open(io.BytesIO(base64.b64decode(uri.split(",", 1)[1]))) as picture:
+        pixels = np.asarray(picture.convert("RGBA"))
+    x0, x1, *_ = view.extent
+    covered = (pixels[..., 3] > 127).sum() * ((x1 - x0) / pixels.shape[1]) ** 2
+    assert covered == pytest.approx(30**2, rel=0.01)
+
+
+def test_bins_without_a_picture_touch_too():
+    xy = np.stack(np.divmod(np.arange(9), 3), axis=1) * 8.0
+    adata = anndata.AnnData(
+        obs=pd.DataFrame(index=[str(i) for i in range(9)]), obsm={"spatial": xy}
+    )
+    store.note(adata, technology="VisiumHD-8um")
+    view = slide_view(adata)
+    assert (view.is_square, view.diameter) == (True, 8.0)
+    store.note(adata, technology="Visium")
+    assert slide_view(adata).diameter == pytest.approx(4.4)
+
+
+def test_unknown_is_grey_and_takes_no_colour_of_a_label():
+    labels = ["L1"] * 3 + ["L2"] * 3
+    carried = ["L1", "L1", "unknown", "L2", "L2", "unknown"]
+    colors = figures.matched_colors(carried, labels)
+    assert colors == {**figures.matched_colors(labels, None), "unknown": figures.UNKNOWN_COLOR}
+    assert figures.matched_colors(carried, None) == colors
+    assert figures.matched_colors(["unknown"], None) == {"unknown": figures.UNKNOWN_COLOR}
 
 
 def test_colours_stay_apart():

@@ -1,11 +1,11 @@
-"""Files we write open in scanpy and plot with squidpy, where these are installed."""
+"""What we write opens in scanpy, squidpy and SpatialData, where these are installed."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from st_align import store
+from st_align import keys, store
 from st_align.infer import Embedder, to_anndata
 from toy_run import toy_run
 from toys import toy_prepared
@@ -29,3 +29,23 @@ def test_a_file_of_ours_plots(rng: np.random.Generator, tmp_path) -> None:
     axes = scanpy.pl.embedding(adata, "X_stalign", color="domain", show=False)
     assert axes is not None
     assert (tmp_path / "squidpy.png").stat().st_size > 1000
+
+
+def test_what_spatialdata_io_reads_is_embedded_written_and_read_again(tmp_path) -> None:
+    spatialdata = pytest.importorskip("spatialdata", reason="the scverse extra is not installed")
+    reader = pytest.importorskip("spatialdata_io", reason="the scverse extra is not installed")
+    import st_align as sta
+    from st_align.simulate import simulate_cohort
+
+    simulate_cohort(tmp_path / "cohort", slides=1, spots=60)
+    data = reader.visium(tmp_path / "cohort/slides/P1_S1/outs", dataset_id="P1_S1")
+    sta.tl.embed(data, model="tiny-brain")
+    sta.tl.domains(data, n_domains=3, runs=1)
+    data.write(tmp_path / "P1_S1.zarr")
+    back = spatialdata.read_zarr(tmp_path / "P1_S1.zarr")
+    before, after = (one.tables["table"] for one in (data, back))
+    assert after.obs[keys.DOMAIN].tolist() == before.obs[keys.DOMAIN].tolist()
+    np.testing.assert_array_equal(after.obsm[keys.EMBEDDING], before.obsm[keys.EMBEDDING])
+    assert store.notes(after)["model"] == store.notes(before)["model"]
+    sta.tl.domains(back, n_domains=4, runs=1)
+    assert back.tables["table"].obs[keys.DOMAIN].nunique() == 4

@@ -204,3 +204,29 @@ def test_what_cannot_be_viewed(adata, tmp_path):
         view_file(file, tmp_path / "view.htm")
     assert not out.exists()
     assert view_file(file, out, genes="GENE1, GENE2")["genes"] == ["GENE1", "GENE2"]
+
+
+def test_bins_are_squares_and_spots_circles(adata, tmp_path):
+    def glyph(technology):
+        store.note(adata, technology=technology)
+        out = tmp_path / "view.html"
+        build_view(store.write_h5ad(adata, tmp_path / "a.h5ad"), out)
+        plot = Scripts(out.read_text()).json("item")
+        [found] = [model for model in models(plot) if model["attributes"].get("name") == "glyph"]
+        return found["name"], found["attributes"]
+
+    name, attributes = glyph("VisiumHD-16um")
+    assert (name, attributes["width"]["value"], attributes["height"]["value"]) == ("Rect", 55, 55)
+    name, attributes = glyph("Visium")
+    assert (name, attributes["radius"]["value"]) == ("Circle", 27.5)
+
+
+def models(node):
+    """Every model of a Bokeh document."""
+    if isinstance(node, dict):
+        if "attributes" in node:
+            yield node
+        node = list(node.values())
+    if isinstance(node, list):
+        for part in node:
+            yield from models(part)

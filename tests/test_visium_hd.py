@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from scipy import sparse
 
-from st_align import prepare
+from st_align import spill
 from st_align.errors import ConfigError
 from st_align.geometry import fit_scale, neighbors, parse_niche_spec, rings_of
 from st_align.io import find_slides, read_one
@@ -111,8 +111,8 @@ def test_specs_of_rings():
 def test_patches_beyond_memory_are_the_same(sample, monkeypatch):
     slide = read_one(sample)
     whole = prepare_slide(slide, ("lattice",), spot_px=16, niche_px=16)
-    monkeypatch.setattr(prepare, "_IN_MEMORY", 1000)
-    monkeypatch.setattr(prepare, "_BLOCK", 3 * 16 * 16 * 3)
+    monkeypatch.setattr(spill, "IN_MEMORY", 1000)
+    monkeypatch.setattr(spill, "BLOCK", 3 * 16 * 16 * 3)
     mapped = prepare_slide(slide, ("lattice",), spot_px=16, niche_px=16)
     np.testing.assert_array_equal(whole.spot_patches, mapped.spot_patches)
     np.testing.assert_array_equal(whole.niches["lattice"].patches, mapped.niches["lattice"].patches)

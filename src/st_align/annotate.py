@@ -5,14 +5,18 @@
                variance
     classifier linear discriminant analysis with shrunken covariance (Ledoit and Wolf, 2004): the
                generative twin of a logistic regression, which scored less on brain layers
+    placing    the new slide's mean and spread are moved to where its own mixture of labels, as the
+               classifier sees it, would put them: a slide with much white matter is centred
+               elsewhere than one with little
     answer     its probabilities, averaged over the lattice and calibrated by one temperature
 
-Features, averaging and temperature are those that predict annotated slides left out in turn best.
-With one annotated slide squares of it are left out, and genes are read where there are counts: how
-well an embedding carries over to another slide cannot be seen within one. A spot farther from
-all labels than 99 in 100 annotated spots when left out is `unknown`, and so is one whose genes hold
-a quarter more that the axes do not. No label of the new slide
-is ever read.
+Features, axes and averaging are those that predict best what is left out: annotated slides in turn,
+or quarters of the only one, each taken for a slide of its own. Temperature and distances come from
+the same slides, or from squares all over the only one, which look like the whole. With one slide
+genes are read where there are counts: how well an embedding carries over to another slide cannot be
+seen within one. A spot farther from all labels than 99 in 100 annotated spots when left out is
+`unknown`, and so is one whose genes hold a quarter more that the axes do not. No label of the new
+slide is ever read.
 
 Shape letters: N spots of a slide, D features, C labels, P genes.
 """
@@ -21,24 +25,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from st_align import keys
+from st_align.discriminant import Blocks, Floats, fitted, side_by_side
 from st_align.errors import SlideError
 from st_align.expression import Panel, panel_expression
 from st_align.geometry import ring_mean
-from st_align.shared import levelled, principal_axes, rings_of, shared_panel
+from st_align.shared import principal_axes, rings_of, shared_panel
 from st_align.slide import PreparedSlide
 
-Floats = NDArray[np.float64]
-
 FEATURES: tuple[tuple[str, ...], ...] = (("genes",), ("genes", "embedding"), ("embedding",))
+AXES = (16, 30)
+"""Of expression, for each ring; 60 scored less on brain."""
 RINGS = (0, 1, 2, 4)
 """How often probabilities are averaged over the lattice."""
-_GENE_RINGS, _AXES = 4, 30
+_GENE_RINGS = 4
 _SPOTS_PER_FEATURE = 10
 _SQUARES, _MAX_FOLDS = 8, 5
 _TEMPERATURES = np.geomspace(0.25, 8, 31)
@@ -78,6 +83,8 @@ class Annotation:
     unknown.
     """
     features: tuple[str, ...]
+    axes: int
+    """Of expression; 0 where genes are not read."""
     rings: int
     temperature: float
     cv_accuracy: float
@@ -87,26 +94,24 @@ class Annotation:
     """Labels with too few spots to be learned, and how many they have."""
 
 
-class _Model(NamedTuple):
-    lda: Any
-    means: Floats
-    whitening: Floats
-    """[D, D] W with W W^T the inverse of the covariance within labels."""
+class _Table(NamedTuple):
+    """One choice of features: blocks of every slide, the new one last."""
 
-    def distance(self, x: Floats) -> Floats:
-        """[N] to the nearest label's mean."""
-        z, centres = x @ self.whitening, self.means @ self.whitening
-        square = (z**2).sum(axis=1)[:, None] - 2 * z @ centres.T + (centres**2).sum(axis=1)
-        return np.asarray(np.sqrt(np.maximum(square.min(axis=1), 0)))
-
-
-class _Choice(NamedTuple):
-    accuracy: float
     features: tuple[str, ...]
-    rings: int
+    axes: int
+    blocks: Sequence[Blocks]
+
+
+class _LeftOut(NamedTuple):
+    """What models say of annotated spots that they did not see."""
+
     probabilities: Floats
-    """Of annotated spots when left out, averaged over the lattice."""
     distance: Floats
+
+
+def reads_embeddings(annotated: Sequence[PreparedSlide], new: PreparedSlide) -> bool:
+    """Whether `annotate` looks at embeddings of these slides."""
+    return len(annotated) > 1 or any(slide.genes is None for slide in (*annotated, new))
 
 
 def annotate(annotated: Sequence[Labelled], new: Seen) -> Annotation:
@@ -123,32 +128,30 @@ def annotate(annotated: Sequence[Labelled], new: Seen) -> Annotation:
     blocks = _gene_blocks(slides)
     if all(one.embedding is not None for one in every):
         for values, one in zip(blocks, every, strict=True):
-            values["embedding"] = levelled(np.asarray(one.embedding, np.float64))
+            values["embedding"] = [np.asarray(one.embedding, np.float64)]
     known = [_number(one.labels, names) for one in annotated]
-    folds, kind = _folds(slides[:-1])
-    members = [rings_of(one) for one in slides]
-    shared = set.intersection(*(set(values) for values in blocks))
-    usable = [f for f in FEATURES if shared.issuperset(f)]
-    if len(annotated) == 1:
-        usable = usable[:1]
-    if not usable:
+    tables = _tables(blocks, only_genes=len(annotated) == 1)
+    if not tables:
         raise SlideError(
             f"slide {new.slide.id!r} has nothing in common with the annotated slides",
             expected="counts of the same genes, or the same modalities for the model",
         )
-    tables = {f: [np.hstack([values[name] for name in f]) for values in blocks] for f in usable}
-    best = _chosen(tables, known, folds, members)
-    x = tables[best.features]
+    members = [rings_of(one) for one in slides]
+    folds, alike, kind = _folds(slides[:-1], known)
+    best, rings = _chosen(tables, known, folds, members)
     rows, y = np.concatenate(known) >= 0, np.concatenate(known)
-    model = _fit(np.vstack(x[:-1])[rows], y[rows])
-    temperature = _temperature(best.probabilities[rows], y[rows])
-    raw = _averaged(model.lda.predict_proba(x[-1]), members[-1], best.rings)
+    seen = _left_out(best, known, alike)
+    chances = _averaged_each(seen.probabilities, known, members, rings)
+    accuracy = float((chances.argmax(axis=1) == y)[rows].mean())
+    temperature = _temperature(chances[rows], y[rows])
+    model = fitted(np.vstack([side_by_side(one) for one in best.blocks[:-1]])[rows], y[rows])
+    placed = model.placed(best.blocks[-1])
+    raw = _averaged(model.lda.predict_proba(placed), members[-1], rings)
     chances = _calibrated(raw, temperature)
-    limit = float(np.quantile(best.distance[rows], _FAR))
-    far = model.distance(x[-1]) / max(limit, 1e-12)
+    far = _over(model.distance(placed), seen.distance[rows])
     if "genes" in best.features:
-        usual = np.quantile(np.concatenate([b["beside"] for b in blocks[:-1]])[rows], _FAR)
-        far = np.maximum(far, blocks[-1]["beside"] / max(_BESIDE * float(usual), 1e-12))
+        beside = [one["beside"][0] for one in blocks]
+        far = np.maximum(far, _over(beside[-1], _BESIDE * np.concatenate(beside[:-1])[rows]))
     nearest = np.array(names)[chances.argmax(axis=1)]
     return Annotation(
         labels=np.where(far > 1, keys.UNKNOWN, nearest),
@@ -157,12 +160,18 @@ def annotate(annotated: Sequence[Labelled], new: Seen) -> Annotation:
         probabilities=chances.astype(np.float32),
         distance=far.astype(np.float32),
         features=best.features,
-        rings=best.rings,
+        axes=best.axes,
+        rings=rings,
         temperature=temperature,
-        cv_accuracy=best.accuracy,
+        cv_accuracy=accuracy,
         folds=kind,
         left_out=left_out,
     )
+
+
+def _over(values: NDArray[np.floating], usual: NDArray[np.floating]) -> Floats:
+    """`values` over what 99 in 100 of the `usual` ones stay below."""
+    return np.asarray(values / max(float(np.quantile(usual, _FAR)), 1e-12))
 
 
 def _classes(annotated: Sequence[Labelled]) -> tuple[list[str], dict[str, int]]:
@@ -186,9 +195,10 @@ def _number(labels: NDArray[np.str_], names: Sequence[str]) -> NDArray[np.int64]
     return np.array([position.get(label, -1) for label in labels.tolist()], np.int64)
 
 
-def _gene_blocks(slides: Sequence[PreparedSlide]) -> list[dict[str, Floats]]:
-    """`genes` [N, D] of each slide, nothing where one of them has no counts or no gene is shared;
-    `beside` [N] is the part of the niche's expression that no axis holds, over the slide's median.
+def _gene_blocks(slides: Sequence[PreparedSlide]) -> list[dict[str, Blocks]]:
+    """`genes` of each slide, [N, axes] for the spot and each of its rings, the most variable axis
+    first; nothing where one of them has no counts or no gene is shared. `beside` [N] is the part
+    of the niche's expression that no axis holds, over the slide's median.
 
     Axes are fitted on all but the last slide; a spot's own expression and that of its rings are
     put on the same ones.
@@ -197,7 +207,8 @@ def _gene_blocks(slides: Sequence[PreparedSlide]) -> list[dict[str, Floats]]:
     panel = shared_panel(slides, ranked_on=slides[:-1]) if counted else None
     if panel is None:
         return [{} for _ in slides]
-    rings, total = [], np.zeros((len(panel), len(panel)), np.float32)
+    found: list[dict[str, Blocks]] = []
+    total = np.zeros((len(panel), len(panel)), np.float32)
     for slide in slides[:-1]:
         values, members, valid = _expression(slide, panel)
         niche = ring_mean(values, members, valid)
@@ -205,7 +216,7 @@ def _gene_blocks(slides: Sequence[PreparedSlide]) -> list[dict[str, Floats]]:
         total += niche.T @ niche
     n_spots = sum(slide.n_spots for slide in slides[:-1])
     most = max(1, n_spots // (_SPOTS_PER_FEATURE * _GENE_RINGS))
-    axes = principal_axes(total, min(_AXES, most))
+    axes = principal_axes(total, min(max(AXES), most))
     for slide in slides:
         values, members, valid = _expression(slide, panel)
         seen = [np.asarray(values @ axes, np.float64)]
@@ -214,9 +225,25 @@ def _gene_blocks(slides: Sequence[PreparedSlide]) -> list[dict[str, Floats]]:
         niche = ring_mean(values, members, valid)
         niche -= niche.mean(axis=0)
         beside = np.sqrt(np.maximum((niche**2).sum(axis=1) - ((niche @ axes) ** 2).sum(axis=1), 0))
-        genes = np.hstack([levelled(block) for block in seen])
-        rings.append({"genes": genes, "beside": beside / max(float(np.median(beside)), 1e-12)})
-    return rings
+        usual = max(float(np.median(beside)), 1e-12)
+        found.append({"genes": seen, "beside": [beside / usual]})
+    return found
+
+
+def _tables(found: Sequence[dict[str, Blocks]], *, only_genes: bool) -> list[_Table]:
+    """Every choice of features that all slides have; with `only_genes`, genes where they can."""
+    shared = set.intersection(*(set(values) for values in found))
+    usable = [features for features in FEATURES if shared.issuperset(features)]
+    tables = []
+    for features in usable[:1] if only_genes else usable:
+        most = found[0]["genes"][0].shape[1] if "genes" in features else 0
+        for axes in dict.fromkeys(min(n, most) for n in AXES):
+            blocks = [
+                [b[:, :axes] if name == "genes" else b for name in features for b in values[name]]
+                for values in found
+            ]
+            tables.append(_Table(features, axes, blocks))
+    return tables
 
 
 def _expression(
@@ -226,65 +253,84 @@ def _expression(
     return found.values.astype(np.float32), rings_of(slide), found.valid
 
 
-def _folds(slides: Sequence[PreparedSlide]) -> tuple[NDArray[np.int64], str]:
-    """Fold of every spot of all slides: whole slides, or squares of the only one, dealt out so
-    that each fold reaches all over the tissue.
+def _folds(
+    slides: Sequence[PreparedSlide], known: Sequence[NDArray[np.int64]]
+) -> tuple[list[NDArray[np.int64]], list[NDArray[np.int64]], str]:
+    """Folds [N] of every slide's spots that differ as slides do, folds that look alike, and what
+    the latter are. Whole slides are both; of the only one, quarters, which hold other shares of
+    the labels each, and squares, dealt out so that each fold reaches all over the tissue.
     """
     if len(slides) > 1:
         of = [np.full(s.n_spots, i % _MAX_FOLDS) for i, s in enumerate(slides)]
-        return np.concatenate(of), "slides"
+        return of, of, "slides"
     xy = slides[0].spots[["x", "y"]].to_numpy(np.float64)
+    left = xy[:, 0] < np.median(xy[:, 0])
+    middle = np.where(left, *(float(np.median(xy[half, 1])) for half in (left, ~left)))
+    quarter = 2 * left + (xy[:, 1] < middle)
     side = max(float(np.ptp(xy, axis=0).max()), 1e-12) / _SQUARES
     column, row = np.minimum((xy - xy.min(axis=0)) // side, _SQUARES - 1).astype(np.int64).T
-    return (column + 2 * row) % _MAX_FOLDS, "squares"
+    squares, y = (column + 2 * row) % _MAX_FOLDS, known[0]
+    rest = [np.unique(y[(quarter != i) & (y >= 0)]) for i in range(4)]
+    if min(map(len, rest)) < 2:  # A quarter holds all there is of a label.
+        return [squares], [squares], "squares"
+    return [quarter.astype(np.int64)], [squares], "squares"
 
 
 def _chosen(
-    tables: Mapping[tuple[str, ...], Sequence[Floats]],
+    tables: Sequence[_Table],
     known: Sequence[NDArray[np.int64]],
-    folds: NDArray[np.int64],
+    folds: Sequence[NDArray[np.int64]],
     members: Sequence[NDArray[np.int32]],
-) -> _Choice:
-    """The settings that predict left-out spots best; of equal ones the first."""
+) -> tuple[_Table, int]:
+    """The features, and how often to average, that predict left-out spots best; of equal ones the
+    first.
+    """
     y = np.concatenate(known)
-    ends = np.cumsum([len(k) for k in known])[:-1]
-    tried: list[_Choice] = []
-    for features, values in tables.items():
-        chances, distance = _left_out(np.vstack(values[:-1]), y, folds)
+    tried: list[tuple[float, _Table, int]] = []
+    for table in tables:
+        chances = _left_out(table, known, folds).probabilities
         for rings in RINGS:
-            parts = zip(np.split(chances, ends), members[:-1], strict=True)
-            smooth = np.vstack([_averaged(part, of, rings) for part, of in parts])
-            accuracy = float((smooth.argmax(axis=1) == y)[y >= 0].mean())
-            tried.append(_Choice(accuracy, features, rings, smooth, distance))
-    return max(tried, key=lambda choice: choice.accuracy)
+            smooth = _averaged_each(chances, known, members, rings)
+            tried.append((float((smooth.argmax(axis=1) == y)[y >= 0].mean()), table, rings))
+    return max(tried, key=lambda choice: choice[0])[1:]
 
 
-def _left_out(x: Floats, y: NDArray[np.int64], folds: NDArray[np.int64]) -> tuple[Floats, Floats]:
-    """Probabilities [N, C] and distances [N] of spots by models that did not see their fold."""
-    n_classes = int(y.max()) + 1
-    chances, distance = np.zeros((len(x), n_classes)), np.zeros(len(x))
-    for fold in np.unique(folds):
-        train, test = (folds != fold) & (y >= 0), folds == fold
-        model = _fit(x[train], y[train])
-        chances[np.ix_(test, model.lda.classes_)] = model.lda.predict_proba(x[test])
-        distance[test] = model.distance(x[test])
-    return chances, distance
+def _left_out(
+    table: _Table, known: Sequence[NDArray[np.int64]], folds: Sequence[NDArray[np.int64]]
+) -> _LeftOut:
+    """Of all spots, by models that did not see their fold. What a slide has in a fold is taken for
+    a slide of its own.
+    """
+    blocks, y = table.blocks[: len(known)], np.concatenate(known)
+    parts = [np.zeros((len(k), int(y.max()) + 1)) for k in known]
+    distances = [np.zeros(len(k)) for k in known]
+    for fold in np.unique(np.concatenate(folds)):
+        kept = [of != fold for of in folds]
+        x = [side_by_side(_rows(one, rows)) for one, rows in zip(blocks, kept, strict=True)]
+        of = np.concatenate([k[rows] for k, rows in zip(known, kept, strict=True)])
+        model = fitted(np.vstack(x)[of >= 0], of[of >= 0])
+        for i, rows in enumerate(kept):
+            if rows.all():
+                continue
+            placed = model.placed(_rows(blocks[i], ~rows))
+            parts[i][np.ix_(~rows, model.lda.classes_)] = model.lda.predict_proba(placed)
+            distances[i][~rows] = model.distance(placed)
+    return _LeftOut(np.concatenate(parts), np.concatenate(distances))
 
 
-def _fit(x: Floats, y: NDArray[np.int64]) -> _Model:
-    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+def _rows(blocks: Blocks, rows: NDArray[np.bool_]) -> Blocks:
+    return [block[rows] for block in blocks]
 
-    present = np.unique(y)
-    if len(present) < 2:
-        raise SlideError(
-            "a label lies in one part of the annotated slides alone: there is nothing to test on",
-            expected="2 labels or more when a slide, or squares of the only one, is left out",
-            fix="give another annotated slide",
-        )
-    lda = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto").fit(x, y)
-    covariance = lda.covariance_ + 1e-12 * np.eye(x.shape[1])
-    whitening = np.linalg.inv(np.linalg.cholesky(covariance)).T
-    return _Model(lda, lda.means_, whitening)
+
+def _averaged_each(
+    chances: Floats,
+    known: Sequence[NDArray[np.int64]],
+    members: Sequence[NDArray[np.int32]],
+    rings: int,
+) -> Floats:
+    """Averages within each annotated slide; rows are those of all."""
+    parts = np.split(chances, np.cumsum([len(k) for k in known])[:-1])
+    return np.vstack([_averaged(p, of, rings) for p, of in zip(parts, members, strict=False)])
 
 
 def _averaged(chances: Floats, members: NDArray[np.int32], rings: int) -> Floats:

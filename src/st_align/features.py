@@ -30,6 +30,7 @@ from st_align.geometry import incidence
 from st_align.provenance import frozen_facts, licences
 from st_align.recut import Cut, field_cut, field_px, field_warning, source_image
 from st_align.slide import Niche, PreparedSlide
+from st_align.spill import Spill
 
 BATCH = 64
 _SYNC_EVERY, _SYNC_SECONDS = 16, 30.0
@@ -70,16 +71,20 @@ def slide_features(
     what the encoder reads.
 
     A gene encoder reads the raw counts of all genes, summed over the members for the niche view;
-    spots without a library get zeros. Chance, if an encoder uses any, is seeded by `seed`.
+    spots without a library get zeros. Chance, if an encoder uses any, is seeded by `seed`. What is
+    too large for memory lies in a temporary file.
     """
     work = _Work(slide, encoder, view, niche_spec, batch, seed, progress)
     if not work.possible:
         return None
-    tokens, pooled = (np.empty(shape, np.float16) for shape in work.shapes)
+    tokens, pooled = (Spill(shape, np.float16) for shape in work.shapes)
     for stop, arrays in work.encoded(first=0):
         rows = slice(stop - len(arrays[0]), stop)
-        tokens[rows], pooled[rows] = arrays
-    return Features(tokens=tokens, pooled=pooled)
+        tokens.values[rows], pooled.values[rows] = arrays
+        if stop % tokens.rows < batch:
+            tokens.written()
+    found = (np.asarray(spill.values, np.float16) for spill in (tokens, pooled))
+    return Features(**dict(zip(("tokens", "pooled"), found, strict=True)))
 
 
 def cached_features(

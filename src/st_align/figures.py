@@ -1,4 +1,4 @@
-"""Pictures for the report: spots as circles of their physical size, histology, loss curves.
+"""Pictures for the report: spots of their physical size and shape, histology, loss curves.
 
 Every function returns a `data:` URI, so that a page can hold the picture without a file beside
 it. Maps carry no text and no background: titles, legends and scales are set by the page.
@@ -17,12 +17,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from st_align.keys import UNKNOWN
+
 MAP_PX = 720
 """Width of a map of groups or of the histology; pages show it at half of that."""
 SMALL_PX = 520
 """Width of a map of values, of which pages show four in a row."""
 GREY = "#b4b8bf"
 """Spots without a value."""
+UNKNOWN_COLOR = "#5f6670"
+"""Spots unlike all that were labelled: no label, but an answer."""
 SEQUENTIAL = "viridis"
 
 _OKABE_ITO = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
@@ -33,13 +37,15 @@ _LINE = {"light": "#0072B2", "dark": "#56B4E9"}
 @dataclass(frozen=True, kw_only=True)
 class SlideView:
     """What a picture of a slide needs: `xy` [N, 2] and `diameter` in full-resolution px, the
-    `image` uint8 [H, W, 3] at `scale` image px per full-resolution px, or None.
+    `image` uint8 [H, W, 3] at `scale` image px per full-resolution px, or None. Bins of Visium HD
+    are squares, `diameter` wide.
     """
 
     xy: NDArray[np.float64]
     diameter: float
     image: NDArray[np.uint8] | None = None
     scale: float = 1.0
+    is_square: bool = False
 
     @property
     def extent(self) -> tuple[float, float, float, float]:
@@ -64,10 +70,14 @@ def matched_colors(groups: Sequence[str], reference: Sequence[str] | None) -> di
     """A colour per group; groups take the colours of the `reference` names they overlap most
     (Hungarian matching), so that a domain and its label look the same.
 
-    Both are [N]; '' in either means 'none' and gets no colour.
+    Both are [N]; '' in either means 'none' and gets no colour. `unknown` is grey: it overlaps with
+    nothing.
     """
     found, other = np.asarray(groups), np.asarray(groups if reference is None else reference)
     names, targets = _names(found), _names(other)
+    if UNKNOWN in names:
+        known = ["" if name == UNKNOWN else name for name in groups]
+        return {**matched_colors(known, reference or known), UNKNOWN: UNKNOWN_COLOR}
     colors = palette(max(len(names), len(targets)))
     if reference is None:
         return dict(zip(names, colors, strict=False))
@@ -93,7 +103,7 @@ def histology(view: SlideView) -> str:
 def groups_map(view: SlideView, groups: Sequence[str], colors: Mapping[str, str]) -> str:
     """Spots coloured by group [N]; a group without a colour is grey."""
     figure, axes = _map_figure(view.extent)
-    _spots(axes, view, [colors.get(group, GREY) for group in groups])
+    draw_spots(axes, view, facecolors=[colors.get(group, GREY) for group in groups])
     return _map_uri(figure)
 
 
@@ -105,8 +115,29 @@ def values_map(view: SlideView, values: NDArray[np.floating], low: float, high: 
     rgba = colormaps[SEQUENTIAL](np.clip((np.nan_to_num(values) - low) / span, 0, 1))
     rgba[~np.isfinite(values)] = (*_rgb(GREY), 1.0)
     figure, axes = _map_figure(view.extent, SMALL_PX)
-    _spots(axes, view, rgba)
+    draw_spots(axes, view, facecolors=rgba)
     return _map_uri(figure)
+
+
+def draw_spots(axes: Any, view: SlideView, **colors: Any) -> Any:
+    """Spots in data units: they keep their physical size at any zoom and any density. `colors` are
+    those of a matplotlib collection; gives that collection.
+    """
+    from matplotlib.collections import EllipseCollection, PolyCollection
+
+    if view.is_square:
+        corners = view.diameter / 2 * np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)])
+        return axes.add_collection(
+            PolyCollection(
+                list(view.xy[:, None] + corners), linewidths=0, antialiased=False, **colors
+            )
+        )
+    sizes = np.full(len(view.xy), view.diameter)
+    circles = EllipseCollection(
+        sizes, sizes, np.zeros(len(sizes)), units="xy", offsets=view.xy,
+        offset_transform=axes.transData, linewidths=0, **colors,
+    )  # fmt: skip
+    return axes.add_collection(circles)
 
 
 def color_ramp(steps: int = 9) -> list[str]:
@@ -184,18 +215,6 @@ def _fit(axes: Any, extent: tuple[float, float, float, float]) -> None:
     x0, x1, y0, y1 = extent
     axes.set_xlim(x0, x1)
     axes.set_ylim(y1, y0)
-
-
-def _spots(axes: Any, view: SlideView, colors: Any) -> None:
-    """Circles in data units: they keep their physical size at any zoom and any density."""
-    from matplotlib.collections import EllipseCollection
-
-    sizes = np.full(len(view.xy), view.diameter)
-    circles = EllipseCollection(
-        sizes, sizes, np.zeros(len(sizes)), units="xy", offsets=view.xy,
-        offset_transform=axes.transData, facecolors=colors, linewidths=0,
-    )  # fmt: skip
-    axes.add_collection(circles)
 
 
 def _map_uri(figure: Any) -> str:

@@ -1,11 +1,13 @@
 """One set of domains over the slides of a cohort, with a probability per spot.
 
-    embedding  the model's, or, from counts alone, expression of the niche on principal axes that
-               the slides have in common; centred on each slide and of unit variance there, or a
-               slide that varies more than the others would have the domains for itself
-    domains    a Gaussian mixture with one covariance over all slides, each slide weighing the same
-               whatever its number of spots
-    answer     the posterior of every spot; shares of the domains by slide and by patient
+    views      the model's embedding and both linear ones, or, from counts alone, expression of the
+               niche on principal axes that the slides have in common, as it is and scaled by gene;
+               centred on each slide and of unit variance there, or a slide that varies more than
+               the others would have the domains for itself
+    domains    a consensus of mixtures on the views, or one mixture on the first of them, over as
+               many spots of every slide: each weighs the same whatever its size
+    answer     the posterior of every spot under normal distributions with one covariance, those of
+               the domains on all views; shares of the domains by slide and by patient
 
 Shape letters: S slides, N spots of a slide, D axes, C domains, P genes.
 """
@@ -14,21 +16,33 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from st_align.domains import assign_domains, choose_n_domains
+from st_align.domains import assign_domains
 from st_align.errors import SlideError
 from st_align.expression import Panel, panel_expression
 from st_align.geometry import ring_mean
+from st_align.linear import LinearUse, centred
 from st_align.shared import levelled, principal_axes, rings_of, shared_panel
 from st_align.slide import PreparedSlide
 
 Floats = NDArray[np.float64]
 
-_AXES, _FIT_SPOTS = 16, 3_000
+
+class Seen(NamedTuple):
+    """One slide: `x` [N, D] is what one mixture clusters, and what the number of domains is read
+    off; `views` [N, D] each are what a consensus is found in.
+    """
+
+    x: NDArray[np.floating[Any]]
+    views: Sequence[NDArray[np.floating[Any]]]
+
+
+_AXES, _COUNTING_AXES, _FIT_SPOTS = 30, 12, 3_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,17 +74,18 @@ class JointDomains:
 
 
 def joint_domains(
-    embeddings: Sequence[NDArray[np.floating]],
+    slides: Sequence[Seen],
     n_domains: int | str,
     *,
+    method: str = "consensus",
     runs: int = 5,
     seed: int = 0,
 ) -> JointDomains:
-    """One set of domains over the `embeddings` [N, D] of several slides on the same axes.
+    """One set of domains over `slides`, all on the same axes.
 
-    The mixture is fitted on as many spots of every slide, drawn by `seed`, and applied to all.
+    Domains are found on as many spots of every slide, drawn by `seed`, and extended to all.
 
-    `n_domains` is a number or `auto`.
+    `n_domains` is a number or `auto`; `method` is consensus or gmm.
 
     Raises:
         SlideError: no slide, axes that differ, NaN, or nothing that varies.
@@ -79,23 +94,26 @@ def joint_domains(
     """
     from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-    widths = {x.shape[1] for x in embeddings}
+    widths = {tuple(values.shape[1] for values in (one.x, *one.views)) for one in slides}
     if len(widths) != 1:
         raise SlideError(
             "the slides were not embedded alike",
             expected="embeddings of one model with the same number of axes",
-            found=", ".join(map(str, sorted(widths))) or "no slide",
+            found="; ".join(", ".join(map(str, w)) for w in sorted(widths)) or "no slide",
             fix="embed all of them with one model and the same modalities",
         )
-    centred = [levelled(x) for x in embeddings]
-    rng = np.random.default_rng((seed, len(centred)))
-    most = min(_FIT_SPOTS, min(len(x) for x in centred)) if len(centred) > 1 else _FIT_SPOTS
-    drawn = [x[np.sort(rng.permutation(len(x))[:most])] for x in centred]
-    sample = np.concatenate(drawn)
-    count = choose_n_domains(sample, seed=seed) if n_domains == "auto" else n_domains
-    found = assign_domains(sample, count, runs=runs, seed=seed)
-    mixture = LinearDiscriminantAnalysis(solver="lsqr").fit(sample, found.labels)
-    chances = [mixture.predict_proba(x) for x in centred]
+    levels = [[levelled(v) for v in (one.x, *one.views)] for one in slides]
+    rng = np.random.default_rng((seed, len(slides)))
+    most = min(_FIT_SPOTS, min(len(one.x) for one in slides) if len(slides) > 1 else _FIT_SPOTS)
+    rows = [np.sort(rng.permutation(len(one.x))[:most]) for one in slides]
+    drawn = [[v[at] for v in values] for values, at in zip(levels, rows, strict=True)]
+    x, *views = (np.concatenate(parts) for parts in zip(*drawn, strict=True))
+    found = assign_domains(x, n_domains, method=method, runs=runs, seed=seed, views=views)
+    many = method == "consensus" and bool(views)
+    sample = np.hstack(views) if many else x
+    everyone = [np.hstack(values[1:]) if many else values[0] for values in levels]
+    normal = LinearDiscriminantAnalysis(solver="lsqr").fit(sample, found.labels)
+    chances = [normal.predict_proba(values) for values in everyone]
     order = np.argsort(-np.concatenate(chances).sum(axis=0), kind="stable")
     chances = [part[:, order] for part in chances]
     return JointDomains(
@@ -105,9 +123,9 @@ def joint_domains(
     )
 
 
-def counts_embeddings(slides: Sequence[PreparedSlide]) -> list[Floats]:
-    """[N, D] of each slide from its counts alone: log-expression of the niche, centred on the
-    slide, on the principal axes of all slides, which weigh the same.
+def counts_views(slides: Sequence[PreparedSlide]) -> list[Seen]:
+    """Two views of each slide from its counts alone: log-expression of the niche, centred on the
+    slide, as it is and scaled by gene, on the principal axes of all slides, which weigh the same.
 
     Genes are those that all slides measured, the 4,000 that vary most over tissue at most.
     No gene in common, and slides without counts, are SlideErrors.
@@ -125,16 +143,21 @@ def counts_embeddings(slides: Sequence[PreparedSlide]) -> list[Floats]:
             found=", ".join(slide.id for slide in slides),
             fix="give slides of one species with gene names of one kind",
         )
-    total = np.zeros((len(panel), len(panel)), np.float32)
-    for slide in slides:
-        values = _niche_expression(slide, panel)
-        total += values.T @ values / len(values)
-    axes = principal_axes(total, _AXES)
-    return [np.asarray(_niche_expression(slide, panel) @ axes, np.float64) for slide in slides]
+    uses: tuple[LinearUse, ...] = ("linear", "linear-scaled")
+    views: list[list[Floats]] = [[] for _ in slides]
+    for use in uses:
+        total = np.zeros((len(panel), len(panel)), np.float32)
+        for slide in slides:
+            values = _niche_expression(slide, panel, use)
+            total += values.T @ values / len(values)
+        axes = principal_axes(total, _AXES)
+        for slide, found in zip(slides, views, strict=True):
+            found.append(np.asarray(_niche_expression(slide, panel, use) @ axes, np.float64))
+    return [Seen(found[-1][:, :_COUNTING_AXES], found) for found in views]
 
 
-def _niche_expression(slide: PreparedSlide, panel: Panel) -> NDArray[np.float32]:
-    """[N, P] niche means centred on the slide."""
+def _niche_expression(slide: PreparedSlide, panel: Panel, use: LinearUse) -> NDArray[np.float32]:
+    """[N, P] niche means centred on the slide, scaled where `use` says so."""
     found = panel_expression(slide, panel)
     values = ring_mean(found.values.astype(np.float32), rings_of(slide), found.valid)
-    return np.asarray(values - values.mean(axis=0), np.float32)
+    return np.asarray(centred(values, use), np.float32)

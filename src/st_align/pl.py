@@ -263,34 +263,25 @@ def _grid(rows: int, columns: int, height: float = 1.0) -> tuple[Figure, NDArray
 
 
 def _draw(axes: Any, view: figures.SlideView, colours: Any, title: str) -> Any:
-    """Spots over the histology, as circles of their physical size."""
-    from matplotlib.collections import EllipseCollection
-
+    """Spots of their physical size over the histology."""
     if view.image is not None:
         height, width = (side / view.scale for side in view.image.shape[:2])
         axes.imshow(view.image, extent=(0, width, height, 0), alpha=0.6)
-    sizes = np.full(len(view.xy), view.diameter)
-    options: dict[str, Any] = (
-        {"facecolors": colours} if isinstance(colours, list) else {"array": colours}
-    )
-    circles = EllipseCollection(
-        sizes, sizes, np.zeros(len(sizes)), units="xy", offsets=view.xy,
-        offset_transform=axes.transData, linewidths=0, **options,
-    )  # fmt: skip
-    axes.add_collection(circles)
+    options = {"facecolors": colours} if isinstance(colours, list) else {"array": colours}
+    spots = figures.draw_spots(axes, view, **options)
     x0, x1, y0, y1 = view.extent
     axes.set(xlim=(x0, x1), ylim=(y1, y0), aspect="equal")
     axes.set_axis_off()
     axes.set_title(title, fontsize=9)
-    return circles
+    return spots
 
 
 def _values(
     figure: Any, axes: Any, view: figures.SlideView, values: NDArray[Any], title: str, kind: str
 ) -> None:
-    circles = _draw(axes, view, np.ma.masked_invalid(values), title)
-    circles.set_cmap(figures.SEQUENTIAL)
-    figure.colorbar(circles, ax=axes, fraction=0.046, label=kind)
+    spots = _draw(axes, view, np.ma.masked_invalid(values), title)
+    spots.set_cmap(figures.SEQUENTIAL)
+    figure.colorbar(spots, ax=axes, fraction=0.046, label=kind)
 
 
 def _legend(axes: Any, colours: Mapping[str, str]) -> None:

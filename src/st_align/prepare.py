@@ -5,9 +5,6 @@ Shape letters: N spots, K neighbours, p and q pixels of a patch side.
 
 from __future__ import annotations
 
-import math
-import mmap
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -25,6 +22,7 @@ from st_align.geometry import (
     spot_boxes,
 )
 from st_align.slide import LATTICE, PITCH_UM, SPOT_UM, Niche, PreparedSlide, Slide
+from st_align.spill import Spill
 
 if TYPE_CHECKING:
     from st_align.image import ImageSource
@@ -32,7 +30,6 @@ if TYPE_CHECKING:
 SPOT_PX = 56
 NICHE_PX = 112
 _ADVISED_PX_PER_SPOT = 20
-_IN_MEMORY, _BLOCK = 1 << 29, 1 << 26
 _COLUMNS = ("barcode", keys.ARRAY_ROW, keys.ARRAY_COL, "x", "y", keys.TOTAL_UMI)
 
 
@@ -103,22 +100,13 @@ def slide_warnings(slide: Slide, niche_specs: Iterable[str]) -> tuple[str, ...]:
 
 
 def _crops(image: ImageSource, boxes: NDArray[np.float64], side: int) -> NDArray[np.uint8]:
-    """uint8 [N, side, side, 3]; more than `_IN_MEMORY` bytes lie in a temporary file, which the
-    system frees with the array: patches of Visium HD do not fit into memory.
-    """
-    shape = (len(boxes), side, side, 3)
-    if math.prod(shape) <= _IN_MEMORY:
-        return image.crops(boxes, side)
-    with tempfile.TemporaryFile() as file:
-        file.truncate(math.prod(shape))
-        mapped = mmap.mmap(file.fileno(), 0)
-    patches = np.frombuffer(mapped, np.uint8).reshape(shape)
-    step = max(1, _BLOCK // math.prod(shape[1:]))
-    for start in range(0, len(boxes), step):
-        patches[start : start + step] = image.crops(boxes[start : start + step], side)
-        mapped.flush()
-        mapped.madvise(mmap.MADV_DONTNEED)
-    return patches
+    """uint8 [N, side, side, 3]; those of Visium HD, which memory does not hold, lie in a file."""
+    patches = Spill((len(boxes), side, side, 3), np.uint8)
+    for start in range(0, len(boxes), patches.rows):
+        rows = slice(start, start + patches.rows)
+        patches.values[rows] = image.crops(boxes[rows], side)
+        patches.written()
+    return np.asarray(patches.values, np.uint8)
 
 
 def _scale(slide: Slide) -> Scale:

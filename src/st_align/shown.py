@@ -6,6 +6,7 @@ Shape letters: N spots, g genes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 _SPOT_PER_PITCH = 0.55
-"""Where the file does not give the spots' size: that of Visium."""
+"""Where the file does not give the spots' size: that of Visium. Bins of Visium HD touch."""
 
 
 def slide_view(adata: AnnData) -> figures.SlideView:
@@ -31,12 +32,15 @@ def slide_view(adata: AnnData) -> figures.SlideView:
     xy = store.coordinates(adata)
     library = mapping(next(iter(mapping(adata.uns.get(keys.SPATIAL)).values()), None))
     factors, images = mapping(library.get("scalefactors")), mapping(library.get("images"))
-    diameter = positive(factors.get("spot_diameter_fullres")) or _SPOT_PER_PITCH * _pitch(xy)
+    square = str(store.notes(adata).get("technology")).startswith("VisiumHD")
+    share = 1.0 if square else _SPOT_PER_PITCH
+    diameter = positive(factors.get("spot_diameter_fullres")) or share * _pitch(xy)
+    view = figures.SlideView(xy=xy, diameter=diameter, is_square=square)
     for name in ("hires", "lowres"):
         image, scale = np.asarray(images.get(name)), positive(factors.get(f"tissue_{name}_scalef"))
         if image.ndim == 3 and scale:
-            return figures.SlideView(xy=xy, diameter=diameter, image=rgb_array(image), scale=scale)
-    return figures.SlideView(xy=xy, diameter=diameter)
+            return replace(view, image=rgb_array(image), scale=scale)
+    return view
 
 
 def mapping(value: Any) -> Mapping[str, Any]:
@@ -51,6 +55,9 @@ def groups(obs: pd.DataFrame, key: str) -> list[str]:
             f"no column {key!r} in obs",
             expected="a column with labels",
             found=f"columns: {', '.join(map(str, obs.columns)) or 'none'}",
+            fix="find them first: st-align domains, or sta.tl.domains"
+            if key == keys.DOMAIN
+            else None,
         )
     names = obs[key].astype(object).where(obs[key].notna(), "").astype(str)
     return ["" if name.strip().lower() in keys.UNLABELLED else name for name in names]

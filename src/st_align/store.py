@@ -69,15 +69,36 @@ def _decoded(name: str, value: Any) -> tuple[str, Any]:
 
 
 def read_notes(path: Path) -> dict[str, Any]:
-    """`notes` of a file, of which nothing else is read."""
-    import h5py
+    """`notes` of a file, of which nothing else is read; a SlideError where it is no .h5ad file."""
     from anndata.io import read_elem
 
-    require_file(path, "the .h5ad file")
-    with h5py.File(path, "r") as file:
+    with _opened(path) as file:
         kept = file.get(f"uns/{keys.UNS}")
         found = read_elem(kept) if kept is not None else {}
     return _all_decoded(found)
+
+
+def holds(path: Path, name: str) -> bool:
+    """Whether a file has `obsm[name]`, of which nothing is read."""
+    with _opened(path) as file:
+        return f"obsm/{name}" in file
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """The HDF5 file; a SlideError where it is damaged or none."""
+    require_file(path, "the .h5ad file")
+    try:
+        with hdf5.open_file(path) as file:
+            yield file
+    except StAlignError:
+        raise
+    except Exception as error:  # a damaged file makes h5py and anndata raise any class
+        raise SlideError(
+            f"{path} cannot be read as AnnData",
+            expected="an .h5ad file",
+            found=str(error).splitlines()[0] if str(error) else type(error).__name__,
+        ) from error
 
 
 def coordinates(adata: AnnData) -> NDArray[np.float64]:
@@ -114,19 +135,9 @@ def read_h5ad(path: Path) -> AnnData:
     """The AnnData in a file; a SlideError when it is none."""
     import anndata
 
-    require_file(path, "the .h5ad file")
-    try:
-        with hdf5.open_file(path) as file:
-            require_plausible_arrays(file, str(path))
+    with _opened(path) as file:
+        require_plausible_arrays(file, str(path))
         return anndata.read_h5ad(path)
-    except StAlignError:
-        raise
-    except Exception as error:  # a damaged file makes h5py and anndata raise any class
-        raise SlideError(
-            f"{path} cannot be read as AnnData",
-            expected="an .h5ad file",
-            found=str(error).splitlines()[0] if str(error) else type(error).__name__,
-        ) from error
 
 
 def write_h5ad(adata: AnnData, path: Path) -> Path:

@@ -10,6 +10,7 @@ Shape letters: N spots of the table, D axes, g genes.
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -25,9 +26,8 @@ if TYPE_CHECKING:
 
     from st_align.annotate import Seen
     from st_align.attention import Scale
-    from st_align.io.objects import Part
     from st_align.predict import Head
-    from st_align.slide import Slide
+    from st_align.slide import PreparedSlide
     from st_align.trained import STAlign
 
 __all__ = [
@@ -197,6 +197,7 @@ def joint_domains(
     n_domains: int | str = "auto",
     use: str | None = None,
     label_key: str | None = None,
+    method: str | None = None,
     runs: int = 5,
     seed: int = 0,
     key_added: str = keys.DOMAIN,
@@ -205,7 +206,8 @@ def joint_domains(
     """One set of domains over all slides of `data` in `obs[key_added]`, their probabilities in
     `obsm[f"{key_added}_probability"]`; returns the share of every domain by slide and patient.
 
-    Slides are clustered by their embeddings where all have them, else by their counts alone.
+    Slides are clustered by their embeddings where all have them, else by their counts alone;
+    `method` is consensus (the default) or gmm. The order of the slides does not matter.
 
     Raises:
         SlideError: embeddings of different models, no counts. ConfigError: an option out of range.
@@ -216,7 +218,7 @@ def joint_domains(
 
     _, parts = opened(data, False, where)
     request = DomainRequest(
-        n_domains=str(n_domains), use=use, label_key=label_key, runs=runs, seed=seed
+        n_domains=str(n_domains), use=use, label_key=label_key, method=method, runs=runs, seed=seed
     )
     return cohort_domains(parts, request, key_added=key_added)[1]
 
@@ -240,26 +242,30 @@ def annotate(
         SlideError: too few labels, or nothing in common. ConfigError: no such column.
 
     """
-    from st_align.annotate import Labelled
+    from st_align.annotate import Labelled, reads_embeddings
     from st_align.annotate import annotate as carry_over
     from st_align.commands.annotate import labels_of, probabilities, seen, summary
     from st_align.trained import ready
 
     data, parts = opened(data, copy, where)
     trained, read = ready(model), adapt.options(no_image=no_image)
+    references = [trained.prepare(part.slide(read)) for part in adapt.parts_of(reference)]
 
-    def look(part: Part) -> tuple[Slide, Seen]:
+    def look(slide: PreparedSlide, embedded: bool) -> Seen:
+        return seen(trained.run, slide, trained.reader.embed(slide) if embedded else None)
+
+    @functools.cache
+    def known(embedded: bool) -> list[Labelled]:
+        return [
+            Labelled(**vars(look(one, embedded)), labels=labels_of(one.spots, label_key))
+            for one in references
+        ]
+
+    for part in parts:
         slide = part.slide(read)
         prepared = trained.prepare(slide)
-        return slide, seen(trained.run, prepared, trained.reader.embed(prepared))
-
-    known = [
-        Labelled(**vars(one), labels=labels_of(one.slide.spots, label_key))
-        for _, one in map(look, adapt.parts_of(reference))
-    ]
-    for part in parts:
-        slide, one = look(part)
-        answer = carry_over(known, one)
+        embedded = reads_embeddings(references, prepared)
+        answer = carry_over(known(embedded), look(prepared, embedded))
         rows = part.rows_of(slide.barcodes)
         set_column(part, parts, key_added, rows, answer.labels.tolist())
         frame = probabilities(answer, pd.Index(slide.barcodes))

@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from st_align import keys, store
-from st_align.annotate import Annotation, Labelled, Seen, annotate
+from st_align.annotate import Annotation, Labelled, Seen, annotate, reads_embeddings
 from st_align.checkpoint import Run, load_run
 from st_align.commands.output import print_warnings, require_not_source, require_suffix
 from st_align.corpus import Corpus
@@ -47,8 +47,11 @@ def annotate_slide(
             expected="slides other than the one that gets labels",
         )
     reader = Embedder(run, progress=True)
+    needed = reads_embeddings([one for one, _, _ in opened], prepared)
     annotated = [
-        Labelled(**vars(seen(run, one, reader.of(corpus).embed(one))), labels=labels)
+        Labelled(
+            **vars(seen(run, one, reader.of(corpus).embed(one) if needed else None)), labels=labels
+        )
         for one, corpus, labels in opened
     ]
     found = reader.of(corpus).embed(prepared)
@@ -81,9 +84,10 @@ def annotate_slide(
     return {**result, "warnings": warnings, "out": str(out)}
 
 
-def seen(run: Run, slide: PreparedSlide, found: SlideEmbeddings) -> Seen:
+def seen(run: Run, slide: PreparedSlide, found: SlideEmbeddings | None) -> Seen:
     """A slide with the run's default embedding where it has that."""
-    return Seen(slide=slide, embedding=found.readouts.get(run.config.readout.use))
+    use = run.config.readout.use
+    return Seen(slide=slide, embedding=None if found is None else found.readouts.get(use))
 
 
 def labels_of(obs: pd.DataFrame, key: str) -> NDArray[np.str_]:
@@ -106,6 +110,7 @@ def summary(answer: Annotation) -> dict[str, Any]:
         "cv_accuracy": answer.cv_accuracy,
         "folds": answer.folds,
         "features": list(answer.features),
+        "axes": answer.axes,
         "rings": answer.rings,
         "temperature": answer.temperature,
         "left_out": dict(answer.left_out),

@@ -32,8 +32,8 @@ _COUNTING_AXES = 12
 
 @dataclass(frozen=True, kw_only=True)
 class DomainRequest:
-    """Options of `st-align domains`; None is the default: of `use` the model's, of `method` a
-    consensus, one mixture where domains are joint.
+    """Options of `st-align domains`; None is the default: of `use` the model's and both linear
+    ones, of `method` a consensus.
     """
 
     n_domains: str = "auto"

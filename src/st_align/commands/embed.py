@@ -88,9 +88,8 @@ def _is_made(file: Path, run: Run, slide: PreparedSlide) -> bool:
     """Whether a file holds what this model makes of the slide, with or without its image."""
     if not file.is_file():
         return False
-    adata = store.read_h5ad(file)
-    same_model = store.notes(adata).get("model_hash") == run_hash(run)
-    return same_model and (keys.embedding("image") in adata.obsm) == slide.has_image
+    same_model = store.read_notes(file).get("model_hash") == run_hash(run)
+    return same_model and store.holds(file, keys.embedding("image")) == slide.has_image
 
 
 def report_on(path: Path, out: Path) -> dict[str, Any]:

@@ -14,16 +14,16 @@ from numpy.typing import NDArray
 from st_align import adapt, keys, store
 from st_align.commands.domains import (
     DomainRequest,
-    embedding_of,
     labels_of,
     number_of,
     targets_of,
+    views_of,
 )
 from st_align.commands.output import print_warnings
 from st_align.errors import ConfigError, OutputError, SlideError
 from st_align.files import replace_file
 from st_align.io.objects import Part, parts_of
-from st_align.joint import counts_embeddings, joint_domains
+from st_align.joint import Seen, counts_views, joint_domains
 from st_align.metrics import ari, labelled, nmi
 from st_align.prepare import prepare_slide
 from st_align.slide import LATTICE, Slide
@@ -74,21 +74,29 @@ def cohort_domains(
     """Domains of all `parts` into their tables; what was found, and the shares of the domains by
     slide (`JointDomains.shares`).
     """
-    if request.method not in (None, "gmm") or request.refine:
+    method = request.method or "consensus"
+    if method not in ("consensus", "gmm") or request.refine:
         raise ConfigError(
-            "joint domains are those of a Gaussian mixture",
-            expected="--method gmm, without --refine",
-            found=(request.method or "gmm") + ", refined" * request.refine,
+            "joint domains are a consensus of Gaussian mixtures, or one",
+            expected="--method consensus or gmm, without --refine",
+            found=method + ", refined" * request.refine,
         )
-    values, rows, use, patients, warnings = _embeddings(parts, request.use)
+    # By name, or what is drawn by chance would depend on the order of the files.
+    parts = sorted(parts, key=lambda part: part.id)
+    seen, rows, use, patients, warnings = _embeddings(parts, request.use, method)
     found = joint_domains(
-        values, number_of(request.n_domains), runs=request.runs, seed=request.seed
+        seen, number_of(request.n_domains), method=method, runs=request.runs, seed=request.seed
     )
     names = [str(k) for k in range(found.n_domains)]
     slides: dict[str, Any] = {}
     for part, at, labels in zip(parts, rows, found.labels, strict=True):
         entry = _entry(part, at, labels, request.label_key)
-        slides[part.id] = {**entry, "method": "joint", "use": use, "n_domains": found.n_domains}
+        slides[part.id] = {
+            **entry,
+            "method": f"joint {method}",
+            "use": use,
+            "n_domains": found.n_domains,
+        }
     # Scores come first: one that fails leaves the tables as they were.
     over = [part.id for part in parts]
     for i, part in enumerate(parts):
@@ -107,11 +115,11 @@ def cohort_domains(
 
 
 def _embeddings(
-    parts: Sequence[Part], use: str | None
-) -> tuple[list[NDArray[np.float64]], list[NDArray[np.intp]], str, list[str], list[str]]:
-    """Values [N, D] of every slide on common axes, rows, what they are, patients, warnings."""
+    parts: Sequence[Part], use: str | None, method: str
+) -> tuple[list[Seen], list[NDArray[np.intp]], str, list[str], list[str]]:
+    """Every slide on common axes, its rows, what is seen, patients, warnings."""
     if all(keys.EMBEDDING in part.table.obsm for part in parts):
-        return _of_model(parts, use)
+        return _of_model(parts, use, method)
     if use is not None:
         raise SlideError(
             f"not all slides have a {use} embedding",
@@ -123,7 +131,7 @@ def _embeddings(
     prepared = [prepare_slide(slide, (_niche(slide),)) for slide in slides]
     warnings = [f"{slide.id}: {text}" for slide in prepared for text in slide.warnings]
     patients = [slide.patient for slide in prepared]
-    return counts_embeddings(prepared), rows, _EXPRESSION, patients, warnings
+    return counts_views(prepared), rows, _EXPRESSION, patients, warnings
 
 
 def _niche(slide: Slide) -> str:
@@ -135,8 +143,8 @@ def _niche(slide: Slide) -> str:
 
 
 def _of_model(
-    parts: Sequence[Part], use: str | None
-) -> tuple[list[NDArray[np.float64]], list[NDArray[np.intp]], str, list[str], list[str]]:
+    parts: Sequence[Part], use: str | None, method: str
+) -> tuple[list[Seen], list[NDArray[np.intp]], str, list[str], list[str]]:
     found = [adapt.embedded(part) for part in parts]
     models: dict[str, str] = {}
     for part, (adata, _) in zip(parts, found, strict=True):
@@ -148,9 +156,10 @@ def _of_model(
             found="; ".join(f"{id}: {hash}" for hash, id in models.items()),
             fix="embed all of them with one",
         )
-    both = [embedding_of(adata, use) for adata, _ in found]
+    looked = [views_of(adata, use, method) for adata, _ in found]
     patients = [str(adapt.notes(part).get("patient", part.id)) for part in parts]
-    return [x for x, _ in both], [rows for _, rows in found], both[0][1], patients, []
+    seen = [Seen(x, views) for x, _, views in looked]
+    return seen, [rows for _, rows in found], looked[0][1], patients, []
 
 
 def _entry(

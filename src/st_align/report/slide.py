@@ -5,6 +5,7 @@ Shape letters: N spots, g predicted genes.
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,7 +26,8 @@ _METHODS = {
     "gmm": "a Gaussian mixture",
     "kmeans": "k-means",
     "consensus": "a consensus of mixtures",
-    "joint": "one Gaussian mixture over all its slides",
+    "joint consensus": "a consensus of mixtures over all its slides",
+    "joint gmm": "one Gaussian mixture over all its slides",
 }
 _BARS_UM = (100, 200, 500, 1000, 2000, 5000)
 
@@ -37,7 +39,10 @@ def slide_section(path: Path, *, label_key: str | None = None) -> dict[str, Any]
         notes = store.notes(adata)
         view = shown.slide_view(adata)
         domains = shown.mapping(notes.get("domains"))
+        carried = shown.mapping(notes.get("annotation"))
         label_key = label_key or domains.get("label_key")
+        if label_key is None and carried.get("label_key") in adata.obs:
+            label_key = carried["label_key"]
         return {
             "id": str(notes.get("slide", path.stem)),
             "facts": _facts(adata, notes),
@@ -45,8 +50,24 @@ def slide_section(path: Path, *, label_key: str | None = None) -> dict[str, Any]
             "maps": _maps(adata, view, notes, label_key),
             "domain_note": _domain_note(domains, label_key),
             "provenance": tables.flat(shown.mapping(notes.get("provenance"))),
+            "next": _next_steps(adata, path),
             **_genes(adata, view),
         }
+
+
+def _next_steps(adata: AnnData, path: Path) -> list[dict[str, str]]:
+    """What the page does not show yet, and the commands that make it."""
+    name = shlex.quote(path.name)
+    if keys.EMBEDDING not in adata.obsm:
+        command = f"st-align embed {name} --model RUN --out {shlex.quote(path.stem)}-embedded.h5ad"
+        return [{"what": "This slide is not embedded yet, so it has no domains", "run": command}]
+    steps = []
+    if keys.DOMAIN not in adata.obs:
+        steps.append({"what": "Spatial domains", "run": f"st-align domains {name}"})
+    if keys.PREDICTED not in adata.obsm and keys.embedding("image") in adata.obsm:
+        command = "st-align genes predict SLIDE --model RUN --head HEAD --out FILE.h5ad"
+        steps.append({"what": "Expression predicted from the image", "run": command})
+    return steps
 
 
 def _facts(adata: AnnData, notes: dict[str, Any]) -> dict[str, str]:
@@ -89,6 +110,10 @@ def _maps(
     if labels and label_key:
         colors = figures.matched_colors(labels, None)
         maps.append(_group_map("Labels", label_key, view, labels, colors))
+    if keys.LABEL in adata.obs:
+        carried = shown.groups(adata.obs, keys.LABEL)
+        colors = figures.matched_colors(carried, labels)
+        maps.append(_group_map("Labels carried over", "", view, carried, colors))
     return maps
 
 

@@ -50,7 +50,7 @@ class GeneLayers:
 def group_layers(obs: pd.DataFrame, label_key: str | None) -> list[dict[str, Any]]:
     """Domains, the labels, then every other column that sorts spots into 2 to 40 groups.
 
-    Domains take the colours of the labels that they overlap most.
+    Domains, and labels carried over, take the colours of the labels that they overlap most.
     """
     labels = shown.groups(obs, label_key) if label_key else None
     layers = []
@@ -59,7 +59,8 @@ def group_layers(obs: pd.DataFrame, label_key: str | None) -> list[dict[str, Any
     named = [label_key] if label_key else []
     for key in [*named, *(str(c) for c in obs if _groups_spots(obs[c]))]:
         if key != keys.DOMAIN and all(key != layer["title"] for layer in layers):
-            layers.append(_group_layer(key, shown.groups(obs, key), None))
+            same = labels if key == keys.LABEL else None
+            layers.append(_group_layer(key, shown.groups(obs, key), same))
     return layers
 
 

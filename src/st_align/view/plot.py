@@ -30,6 +30,7 @@ def plot_json(view: figures.SlideView, um_per_px: float | None) -> dict[str, Any
         LinearColorMapper,
         PanTool,
         Range1d,
+        Rect,
         WheelZoomTool,
     )
     from bokeh.plotting import figure
@@ -59,10 +60,14 @@ def plot_json(view: figures.SlideView, um_per_px: float | None) -> dict[str, Any
     mapper = LinearColorMapper(
         palette=["#000000"], low=0, high=1, nan_color=figures.GREY, name="mapper"
     )
-    glyph = Circle(
-        x="x", y="y", radius=unit * view.diameter / 2, line_color=None, fill_alpha=0.9,
-        fill_color={"field": "value", "transform": mapper}, name="glyph",
-    )  # fmt: skip
+    side = unit * view.diameter
+    look: dict[str, Any] = {"line_color": None, "fill_alpha": 0.9, "name": "glyph"}
+    look["fill_color"] = {"field": "value", "transform": mapper}
+    glyph = (
+        Rect(x="x", y="y", width=side, height=side, **look)
+        if view.is_square
+        else Circle(x="x", y="y", radius=side / 2, **look)
+    )
     spots = plot.add_glyph(source, glyph, name="spots", nonselection_glyph=None)
     plot.add_tools(HoverTool(renderers=[spots], tooltips=None))
     if um_per_px:
