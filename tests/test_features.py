@@ -276,3 +276,13 @@ class TestCache:
         assert "MB free" in caught.value.expected
         assert not folder.exists()
         assert cache(corpus, FakeImages()).pooled.any()
+
+
+def test_a_full_disk_is_noticed_before_anything_is_written(monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(spill, "IN_MEMORY", 10)
+    monkeypatch.setattr("os.posix_fallocate", full)
+    with pytest.raises(OutputError, match=r"(?s)no room.*No space left.*TMPDIR"):
+        spill.Spill((100, 4), np.uint8)

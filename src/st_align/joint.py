@@ -22,13 +22,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from st_align.agreement import View
 from st_align.domains import assign_domains
 from st_align.errors import SlideError
 from st_align.expression import Panel, panel_expression
-from st_align.geometry import ring_mean
+from st_align.geometry import own_weight, ring_mean
 from st_align.linear import LinearUse, centred
 from st_align.shared import levelled, principal_axes, rings_of, shared_panel
-from st_align.slide import PreparedSlide
+from st_align.slide import PITCH_UM, PreparedSlide
 
 Floats = NDArray[np.float64]
 
@@ -108,7 +109,9 @@ def joint_domains(
     rows = [np.sort(rng.permutation(len(one.x))[:most]) for one in slides]
     drawn = [[v[at] for v in values] for values, at in zip(levels, rows, strict=True)]
     x, *views = (np.concatenate(parts) for parts in zip(*drawn, strict=True))
-    found = assign_domains(x, n_domains, method=method, runs=runs, seed=seed, views=views)
+    found = assign_domains(
+        x, n_domains, method=method, runs=runs, seed=seed, views=[View(v) for v in views]
+    )
     many = method == "consensus" and bool(views)
     sample = np.hstack(views) if many else x
     everyone = [np.hstack(values[1:]) if many else values[0] for values in levels]
@@ -159,5 +162,6 @@ def counts_views(slides: Sequence[PreparedSlide]) -> list[Seen]:
 def _niche_expression(slide: PreparedSlide, panel: Panel, use: LinearUse) -> NDArray[np.float32]:
     """[N, P] niche means centred on the slide, scaled where `use` says so."""
     found = panel_expression(slide, panel)
-    values = ring_mean(found.values.astype(np.float32), rings_of(slide), found.valid)
+    own = own_weight(PITCH_UM[slide.technology])
+    values = ring_mean(found.values.astype(np.float32), rings_of(slide), found.valid, own=own)
     return np.asarray(centred(values, use), np.float32)

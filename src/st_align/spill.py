@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import math
 import mmap
+import os
 import tempfile
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
+
+from st_align.errors import OutputError
 
 IN_MEMORY, BLOCK = 1 << 29, 1 << 26
 """Bytes from which on an array lies in a file, and bytes to be written at a time."""
@@ -30,9 +33,24 @@ class Spill:
             self.values: NDArray[np.generic] = np.empty(shape, kind)
             return
         with tempfile.TemporaryFile() as file:
-            file.truncate(size)
+            self._reserve(file.fileno(), size)
             self._mapped = mmap.mmap(file.fileno(), 0)
         self.values = np.frombuffer(self._mapped, kind).reshape(shape)
+
+    @staticmethod
+    def _reserve(file: int, size: int) -> None:
+        """Room for all of it now: a write into a mapped hole of a full disk kills the process."""
+        try:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file, 0, size)
+            os.ftruncate(file, size)
+        except OSError as error:
+            raise OutputError(
+                f"{tempfile.gettempdir()} has no room for what memory does not hold",
+                expected=f"{size / 1e9:.1f} GB",
+                found=str(error.strerror),
+                fix="set TMPDIR to a folder on a disk with more room",
+            ) from error
 
     def written(self) -> None:
         """Give back the memory of what was written."""

@@ -126,15 +126,17 @@ def _view(adata: AnnData, use: str) -> View:
     x = np.asarray(adata.obsm[keys.embedding(use)], np.float64)
     kept = adata.uns.get(keys.TRAINING)
     training = kept.get(use) if isinstance(kept, Mapping) else None
-    shape = np.shape(training)
-    if training is not None and (len(shape) != 2 or shape[1] != x.shape[1]):
+    if training is None:
+        return View(x)
+    spots = np.asarray(training)
+    if spots.ndim != 2 or spots.shape[1] != x.shape[1]:
         raise SlideError(
             f"training spots do not fit the {use} embedding",
             expected=f"uns[{keys.TRAINING!r}][{use!r}] of {x.shape[1]} axes",
-            found=str(shape),
+            found=str(spots.shape),
             fix="embed the slide again",
         )
-    return View(x, training)
+    return View(x, spots)
 
 
 def embedding_of(adata: AnnData, use: str | None) -> tuple[NDArray[np.float64], str]:

@@ -158,7 +158,7 @@ def _of_model(
         )
     looked = [views_of(adata, use, method) for adata, _ in found]
     patients = [str(adapt.notes(part).get("patient", part.id)) for part in parts]
-    seen = [Seen(x, views) for x, _, views in looked]
+    seen = [Seen(x, [view.x for view in views]) for x, _, views in looked]
     return seen, [rows for _, rows in found], looked[0][1], patients, []
 
 
