@@ -107,6 +107,15 @@ def test_a_dict_and_a_table_of_several_libraries_agree(model):
     np.testing.assert_allclose(chances.sum(axis=1), 1, atol=1e-5)
 
 
+def test_a_cohort_whose_slides_lack_images_in_part_is_joined_on_what_all_have(model):
+    slides = {name: as_anndata(name, seed=i) for i, name in enumerate(("s1", "s2"))}
+    sta.tl.embed(slides["s1"], model=model)
+    sta.tl.embed(slides["s2"], model=model, no_image=True)
+    sta.tl.joint_domains(slides, n_domains=2)
+    uses = {store.notes(slide)["domains"]["use"] for slide in slides.values()}
+    assert uses == {"linear+linear-scaled"}
+
+
 def test_niches_are_a_graph(adata):
     sta.pp.niches(adata, niche="k3")
     graph = adata.obsp[keys.connectivities(keys.NICHE)]

@@ -235,7 +235,7 @@ def test_anndata_of_one_modality(run, reader, fresh, tmp_path, strip):
     assert back.shape == (fresh.n_spots, 0 if slide.counts is None else 30)
     assert (keys.SPATIAL in back.uns) == slide.has_image
     _, use, views = views_of(back, None, "consensus")
-    seen = (use, [view.training is not None for view in views])
+    seen = ("+".join(use), [view.training is not None for view in views])
     linear = ("linear+linear-scaled", [True, True])
     assert seen == (("image", [False]) if slide.has_image else linear)
 
@@ -243,10 +243,10 @@ def test_anndata_of_one_modality(run, reader, fresh, tmp_path, strip):
 def test_domains_look_at_all_views_of_a_slide_with_both(run, reader, fresh):
     adata = to_anndata(run, fresh, reader.embed(fresh))
     _, use, views = views_of(adata, None, "consensus")
-    assert use == f"{run.config.readout.use}+linear+linear-scaled"
+    assert use == [run.config.readout.use, "linear", "linear-scaled"]
     assert [view.training is None for view in views] == [True, False, False]
     _, use, (alone,) = views_of(adata, "linear", "consensus")
-    assert (use, alone.training is None) == ("linear", False)
+    assert (use, alone.training is None) == (["linear"], False)
     assert views_of(adata, "linear", "gmm")[2] == []
     adata.uns[keys.TRAINING]["linear"] = np.zeros((5, 2))
     with pytest.raises(SlideError, match=r"(?s)training spots do not fit.*\(5, 2\)"):

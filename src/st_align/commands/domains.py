@@ -75,7 +75,7 @@ def slide_domains(
 ) -> dict[str, Any]:
     """Domains of one embedded slide into its `obs` and notes; what was done, with scores."""
     labels, method = labels_of(adata, request.label_key), request.method or "consensus"
-    x, use, views = views_of(adata, request.use, method)
+    x, names, views = views_of(adata, request.use, method)
     found = assign_domains(
         x,
         number_of(request.n_domains),
@@ -90,7 +90,7 @@ def slide_domains(
     adata.obs[keys.DOMAIN] = pd.Categorical([str(k) for k in found.labels])
     entry: dict[str, Any] = {
         "method": method,
-        "use": use,
+        "use": "+".join(names),
         "n_domains": found.n_domains,
         "refined": request.refine,
         "seed": request.seed,
@@ -103,23 +103,23 @@ def slide_domains(
 
 def views_of(
     adata: AnnData, asked: str | None, method: str
-) -> tuple[NDArray[np.float64], str, list[View]]:
-    """What is clustered, its name, and what a consensus is fitted on: the use asked for, or the
-    model's default one, where the slide has an image, and the linear niche axes, where it has
+) -> tuple[NDArray[np.float64], list[str], list[View]]:
+    """What is clustered, of which uses, and what a consensus is fitted on: the use asked for, or
+    the model's default one, where the slide has an image, and the linear niche axes, where it has
     counts. Without an image there is nothing that the default one could add.
 
     How many domains there are is read off `linear-scaled` where all are looked at.
     """
     x, use = embedding_of(adata, asked)
     if method != "consensus":
-        return x, use, []
+        return x, [use], []
     names = [use]
     linear = [name for name in keys.LINEAR_USES if keys.embedding(name) in adata.obsm]
     if asked is None and linear:
         names = [use, *linear] if keys.embedding("image") in adata.obsm else linear
         x = np.asarray(adata.obsm[keys.embedding(linear[-1])], np.float64)[:, :_COUNTING_AXES]
     stored = [name for name in names if keys.embedding(name) in adata.obsm]
-    return x, "+".join(names), [_view(adata, name) for name in stored]
+    return x, stored or [use], [_view(adata, name) for name in stored]
 
 
 def _view(adata: AnnData, use: str) -> View:

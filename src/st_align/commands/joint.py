@@ -158,8 +158,13 @@ def _of_model(
         )
     looked = [views_of(adata, use, method) for adata, _ in found]
     patients = [str(adapt.notes(part).get("patient", part.id)) for part in parts]
-    seen = [Seen(x, [view.x for view in views]) for x, _, views in looked]
-    return seen, [rows for _, rows in found], looked[0][1], patients, []
+    # A slide without an image has no learned view: then none has.
+    shared = [name for name in looked[0][1] if all(name in names for _, names, _ in looked)]
+    seen = [
+        Seen(x, [v.x for name, v in zip(names, views, strict=False) if name in shared])
+        for x, names, views in looked
+    ]
+    return seen, [rows for _, rows in found], "+".join(shared), patients, []
 
 
 def _entry(
