@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from sklearn.metrics import adjusted_rand_score
 
 from st_align import cli
 from st_align.benchmarks import audit, domains_paper, peers, rows, stimage_clip
-from st_align.benchmarks.domains import on_axes
+from st_align.benchmarks.clusterers import on_axes
 from st_align.benchmarks.methods import Target, seeded, with_genes
 from st_align.errors import ConfigError
 from st_align.expression import choose_panel
@@ -176,8 +177,10 @@ def test_peers_embed_every_spot(name: str, module: str, monkeypatch: pytest.Monk
     found = row.embed(there, 0)
     assert found.x.shape[0] == there.slide.n_spots
     assert np.isfinite(found.x).all()
-    if found.own is not None:
-        assert len(found.own.run(2, 0)) == there.slide.n_spots
+    if row.own is not None:
+        assert [len(run.labels) for run in row.own.find(found, 2, 2, 0)] == [
+            there.slide.n_spots
+        ] * 2
 
 
 # --- the paper --------------------------------------------------------------------------------
@@ -255,8 +258,9 @@ def test_the_whole_way(data: Path, tmp_path: Path, command) -> None:
         "truth", "run-b", "run-b, consensus", "UNI", "Scanpy-style PCA",
         "Scanpy-style PCA, k-means", rows.LINEAR, f"{rows.LINEAR}, consensus",
     }  # fmt: skip
-    tracks = {row["track"] for row in table if row["method"] == "run-b"}
-    assert tracks == {"oracle K", "oracle K, refined", "blind K", "blind K, refined"}
+    for method in ("run-b", "run-b, consensus", "Scanpy-style PCA, k-means"):
+        tracks = {row["track"] for row in table if row["method"] == method}
+        assert tracks == {"oracle K", "oracle K, refined", "blind K", "blind K, refined"}
     result = json.loads((tmp_path / "r.json").read_text())
     (uni,) = (row for row in result["rows"] if row["method"] == "UNI")
     assert uni["mean"] is None
@@ -265,19 +269,82 @@ def test_the_whole_way(data: Path, tmp_path: Path, command) -> None:
     assert ari[0]["mean"] > 0.8
     assert len(ari[0]["runs"]) == 2
     assert result["headline"]["reference"] == rows.LINEAR
-    assert "Scanpy-style PCA" in result["headline"]["differences"]
+    assert {"Scanpy-style PCA", "run-b, consensus"} <= result["headline"]["differences"].keys()
+    with (out / "differences.csv").open(newline="") as file:
+        apart = {(r["method"], r["reference"], r["track"]): r for r in csv.DictReader(file)}
+    ours = apart["run-b, consensus", f"{rows.LINEAR}, consensus", "blind K"]
+    assert float(ours["low"]) <= float(ours["difference"]) <= float(ours["high"])
     facts = json.loads((out / "provenance.json").read_text())
     assert facts["targets"]["a1"]["axes_fitted_on"] == ["b1"]
     assert facts["targets"]["a1"]["n_labelled"] == 61
     assert facts["slides"]["a1"]["patient"] == "A"
     assert facts["peak_memory_gib"] > 0
+    assert facts["seconds"]["cells"]["a1 run-b embedding"].keys() == {"wall", "cpu"}
+    assert facts["packages"]["scikit-learn"]
     assert (out / "a1.png").read_bytes()[:4] == b"\x89PNG"
     page = (out / "results.md").read_text()
     assert page.index("Leakage audit") < page.index("## ARI")
     assert "| UNI |" in page
+    assert "| run-b, consensus |" in page[page.index("## Time") :]
     before = {p: p.stat().st_mtime_ns for p in (out / "cells").iterdir()}
     assert command(*words)[0] == 0
     assert before == {p: p.stat().st_mtime_ns for p in (out / "cells").iterdir()}
+
+
+def test_an_embedding_is_kept_when_it_is_scored_anew(data: Path, tmp_path: Path, command) -> None:
+    words = (data / "h5ad", "--out", tmp_path, "--label-key", "domain", "--slices", "a1",
+             "--rows", "Scanpy-style PCA", "--reference", "Scanpy-style PCA, k-means")  # fmt: skip
+
+    def made(kind: str) -> dict[Path, int]:
+        found = (tmp_path / "cells").glob("*.json")
+        return {p: p.stat().st_mtime_ns for p in found if ("embedding" in p.name) == (kind == "x")}
+
+    assert command(*words, "--runs", 1)[0] == 0
+    kept, scored = made("x"), made("scores")
+    assert command(*words, "--runs", 2)[0] == 0
+    assert made("x") == kept
+    assert len(made("scores")) == len(scored) + 1
+    with (tmp_path / "differences.csv").open(newline="") as file:
+        assert {r["reference"] for r in csv.DictReader(file)} == {"Scanpy-style PCA, k-means"}
+
+
+def test_the_consensus_row_is_what_the_verb_domains_finds(
+    data: Path, tmp_path: Path, command
+) -> None:
+    from st_align.commands.domains import DomainRequest, find_domains
+
+    code, _, err = command(
+        data / "h5ad", "--out", tmp_path / "out", *FAST, "--rows", rows.LINEAR, "--slices", "a1",
+        "--model", f"ours={data / 'run-a1'}", "--json", tmp_path / "r.json",
+    )  # fmt: skip
+    assert code == 0, err
+    found = json.loads((tmp_path / "r.json").read_text())["rows"]
+    for track, number in (("oracle K", "2"), ("blind K", "auto")):
+        request = DomainRequest(n_domains=number, label_key="domain", runs=2)
+        alone = find_domains([data / "h5ad" / "a1.h5ad"], request, out=tmp_path / "a1.h5ad")
+        (ours,) = (
+            r for r in found
+            if (r["method"], r["track"], r["metric"]) == ("ours, consensus", track, "ari")
+        )  # fmt: skip
+        assert ours["runs"] == alone["slides"]["a1"]["ari"]["runs"]
+
+
+def test_the_papers_column_stands_in_the_page_of_its_slices(
+    data: Path, tmp_path: Path, command
+) -> None:
+    (tmp_path / "h5ad").mkdir()
+    shutil.copy(data / "h5ad" / "a1.h5ad", tmp_path / "h5ad" / "151507.h5ad")
+    code, page, err = command(
+        tmp_path / "h5ad", "--out", tmp_path / "out", *FAST, "--runs", 1, "--protocol", "section",
+        "--rows", "Scanpy-style PCA", "--rows", "UNI",
+        "--reference", "Scanpy-style PCA", "--model", f"ours={data / 'run-a1'}",
+    )  # fmt: skip
+    assert code == 0, err
+    assert "| protocol | paper, 151507 |" in page
+    for method, printed in (("ours", ".310±.016"), ("UNI", ".106±.044")):
+        (line,) = (at for at in page.splitlines() if at.startswith(f"| {method} |")
+                   and "±" in at.rsplit("|", 2)[1])  # fmt: skip
+        assert line.endswith(f"| {printed} |")
 
 
 def test_a_leak_is_refused_unless_allowed_and_then_branded(

@@ -9,7 +9,9 @@ import pytest
 from sklearn.metrics import adjusted_rand_score
 
 from st_align.benchmarks import audit
+from st_align.benchmarks.domains_differences import differences, differences_table
 from st_align.benchmarks.domains_score import coherence, draw, interval, resampled_ari, scores
+from st_align.benchmarks.methods import Target
 from st_align.errors import ConfigError, ModelError
 from st_align.infer import training_slides
 from toy_run import toy_run
@@ -55,6 +57,32 @@ def test_interval_holds_the_difference_and_widens_with_slides_that_disagree() ->
     narrow, wide = interval(alike, 0.1, rng), interval(apart, 0.1, rng)
     assert narrow.low < 0.1 < narrow.high
     assert wide.high - wide.low > 3 * (narrow.high - narrow.low)
+
+
+def test_differences_are_of_each_track_and_of_the_slides_that_both_have() -> None:
+    rng = np.random.default_rng(0)
+    slides = two_patients(rng)[:2]
+    targets = [
+        Target(slide=s, labels=s.spots["domain"].to_numpy().astype(str), fit=(), protocol="")
+        for s in slides
+    ]
+    true = {t.slide.id: np.unique(t.labels, return_inverse=True)[1][None] for t in targets}
+    chance = {id: rng.permuted(labels, axis=1) for id, labels in true.items()}
+    found = {(id, "good", "oracle K"): labels for id, labels in true.items()}
+    found |= {(id, "chance", "oracle K"): labels for id, labels in chance.items()}
+    found |= {("a1", "chance", "blind K"): chance["a1"], ("a1", "good", "blind K"): true["a1"],
+              ("a2", "alone", "blind K"): true["a2"]}  # fmt: skip
+    made = {(d.method, d.track): d for d in differences(targets, found, ["chance"], 0)}
+    assert made.keys() == {("good", "oracle K"), ("good", "blind K")}
+    assert made["good", "oracle K"].slides == ("a1", "a2")
+    assert made["good", "blind K"].slides == ("a1",)
+    assert made["good", "oracle K"].interval.low > 0.5
+    both = differences(targets, found, ["chance", "good"], 0)
+    page = differences_table(both, "oracle K").splitlines()
+    assert page[0] == "| ARI less that of | chance | good | slides |"
+    assert page[2].startswith("| good | +")
+    assert page[3].startswith("| chance |  | -")
+    assert "No row" in differences_table(both, "blind K, refined")
 
 
 # --- audit ----------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from st_align.benchmarks.cells import Bench, Cell, join, slide_hash
+from st_align.benchmarks.cells import Bench, Cell, Cost, join, slide_hash
 from st_align.benchmarks.table import COLUMNS, Row, markdown, to_json, write_csv
 from st_align.errors import OutputError, SlideError
 from toys import toy_prepared
@@ -67,7 +67,8 @@ def test_a_cell_is_made_once_and_again_when_its_key_changes(tmp_path: Path) -> N
 
     def make() -> Cell:
         made.append(1)
-        return Cell(rows=tuple(rows()), arrays={"labels": np.arange(3)})
+        return Cell(rows=tuple(rows()), arrays={"labels": np.arange(3)},
+                    costs={"fit": Cost(2.0, 1.0)})  # fmt: skip
 
     of = Row(slide="a", method="ours")
     first = Bench(tmp_path).cell("a/ours", {"seed": 0}, of, make)
@@ -75,6 +76,7 @@ def test_a_cell_is_made_once_and_again_when_its_key_changes(tmp_path: Path) -> N
     assert len(made) == 1
     assert again.rows == first.rows
     np.testing.assert_array_equal(again.arrays["labels"], np.arange(3))
+    assert (again.cost, again.costs) == (first.cost, {"fit": Cost(2.0, 1.0)})
     Bench(tmp_path).cell("a/ours", {"seed": 1}, of, make)
     assert len(made) == 2
 

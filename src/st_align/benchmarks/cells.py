@@ -20,7 +20,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,13 +34,33 @@ from st_align.slide import PreparedSlide
 PROVENANCE = "provenance.json"
 
 
+class Cost(NamedTuple):
+    """Seconds on the clock, and those of the processor, which other programs do not lengthen."""
+
+    wall: float = 0.0
+    cpu: float = 0.0
+
+    @classmethod
+    def now(cls) -> Cost:
+        """To be handed to `since`."""
+        return cls(time.perf_counter(), time.process_time())
+
+    @classmethod
+    def since(cls, started: Cost, times: int = 1) -> Cost:
+        """What one of `times` equal steps cost."""
+        wall, cpu = ((b - a) / times for a, b in zip(started, cls.now(), strict=True))
+        return cls(round(wall, 2), round(cpu, 2))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Cell:
     """What one method gave on one slide: rows, and arrays that a figure or an interval needs."""
 
     rows: tuple[Row, ...]
     arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
-    seconds: float = 0.0
+    cost: Cost = field(default_factory=Cost)
+    costs: Mapping[str, Cost] = field(default_factory=dict)
+    """Of steps within, by a name of their own."""
 
 
 class SkippedError(Exception):
@@ -53,7 +73,7 @@ class Bench:
     def __init__(self, out: Path) -> None:
         self.out = out
         self.failed: list[str] = []
-        self.seconds: dict[str, float] = {}
+        self.costs: dict[str, Cost] = {}
         require_writable(out / PROVENANCE)
 
     def cell(self, name: str, key: Mapping[str, Any], of: Row, make: Callable[[], Cell]) -> Cell:
@@ -67,16 +87,16 @@ class Bench:
         path = self.out / "cells" / f"{_file_name(name)}-{json_hash(key)}.json"
         found = _read(path)
         if found is None:
-            started = time.perf_counter()
+            started = Cost.now()
             try:
                 made = make()
             except SkippedError as reason:
                 return Cell(rows=(dataclasses.replace(of, note=str(reason)),))
             except Exception as error:  # one method's failure is a row, not the end of the table
                 return self._failure(name, of, error)
-            found = dataclasses.replace(made, seconds=round(time.perf_counter() - started, 2))
+            found = dataclasses.replace(made, cost=Cost.since(started))
             _write(path, key, found)
-        self.seconds[name] = found.seconds
+        self.costs[name] = found.cost
         return found
 
     def _failure(self, name: str, of: Row, error: Exception) -> Cell:
@@ -102,7 +122,13 @@ class Bench:
                 "command": sys.argv[1:],
                 "software": software(),
                 "machine": {"system": platform.platform(), "python": platform.python_version()},
-                "seconds": {"cells": self.seconds, "total": round(sum(self.seconds.values()), 2)},
+                "seconds": {
+                    "cells": {name: cost._asdict() for name, cost in self.costs.items()},
+                    "total": {
+                        field: round(sum(getattr(cost, field) for cost in self.costs.values()), 2)
+                        for field in Cost._fields
+                    },
+                },
                 "peak_memory_gib": round(usage / unit, 3),
                 "failed": self.failed,
                 **facts,
@@ -136,7 +162,8 @@ def _write(path: Path, key: Mapping[str, Any], cell: Cell) -> None:
         "key": key,
         "rows": [dataclasses.asdict(row) for row in cell.rows],
         "arrays": sorted(cell.arrays),
-        "seconds": cell.seconds,
+        "cost": cell.cost,
+        "costs": cell.costs,
     }
     replace_file(path, f"{json.dumps(values, indent=1)}\n".encode())
 
@@ -150,7 +177,8 @@ def _read(path: Path) -> Cell | None:
             with np.load(path.with_suffix(".npz"), allow_pickle=False) as stored:
                 arrays = {name: stored[name] for name in values["arrays"]}
         rows = tuple(Row(**row) for row in values["rows"])
-        return Cell(rows=rows, arrays=arrays, seconds=values["seconds"])
+        costs = {name: Cost(*cost) for name, cost in values["costs"].items()}
+        return Cell(rows=rows, arrays=arrays, cost=Cost(*values["cost"]), costs=costs)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

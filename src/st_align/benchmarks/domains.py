@@ -6,10 +6,8 @@ Each (slide, method) is a cell: embed, cluster `runs` times with the number of l
 
 from __future__ import annotations
 
-import contextlib
-import io
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,32 +26,19 @@ from st_align.benchmarks.audit import (
     require_no_leak,
 )
 from st_align.benchmarks.cells import Bench, Cell, slide_hash
+from st_align.benchmarks.clusterers import CONSENSUS
+from st_align.benchmarks.domains_cells import Scoring, method_cell, row_name, truth_rows
 from st_align.benchmarks.domains_report import Report, write_report
-from st_align.benchmarks.domains_score import COHERENCE, coherence, scores
-from st_align.benchmarks.methods import (
-    BLIND,
-    ORACLE,
-    REFINED,
-    TRUTH,
-    Embedded,
-    Floats,
-    Method,
-    Target,
-)
-from st_align.benchmarks.peers import peers
+from st_align.benchmarks.methods import Method, Target
+from st_align.benchmarks.peers import peers, versions
 from st_align.benchmarks.rows import LINEAR, built_in, model_row
-from st_align.benchmarks.table import Row
 from st_align.checkpoint import load_run
 from st_align.corpus import Corpus, is_corpus
-from st_align.domains import Domains, assign_domains, choose_n_domains
 from st_align.errors import ConfigError, CorpusError, nearest
 from st_align.io import ReadOptions, find_slides
 from st_align.metrics import label_names
 from st_align.prepare import prepare_slide
 from st_align.slide import PreparedSlide, Slide
-
-MAX_AXES = 30
-"""A wider embedding is read on its first principal axes of the slide."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +53,8 @@ class DomainsRequest:
     weights: Mapping[str, str] = field(default_factory=dict)
     only: Sequence[str] = ()
     """Names of rows; none: all."""
-    reference: str = LINEAR
+    references: Sequence[str] = (LINEAR, row_name(LINEAR, CONSENSUS.name))
+    """Rows that all others are compared with; a row's own clusterer makes a row, too."""
     runs: int = 5
     seed: int = 0
     allow_leak: bool = False
@@ -88,21 +74,22 @@ def bench_domains(
     targets = find_targets(slides, request, corpus)
     audit = require_no_leak(models, [t.slide for t in targets], allow=request.allow_leak)
     methods = _chosen(models, read, request)
+    scoring = Scoring(request.label_key, request.runs, request.seed)
     cells: dict[tuple[str, str], Cell] = {}
     with tqdm(total=len(methods) * len(targets), desc="bench domains", unit="cell") as bar:
         for method in methods:
             for target in targets:
                 bar.set_postfix_str(f"{target.slide.id}, {method.name}"[:50])
-                cells[target.slide.id, method.name] = _cell(bench, method, target, request)
+                cells[target.slide.id, method.name] = method_cell(bench, method, target, scoring)
                 bar.update()
     report = Report(
         targets=targets,
-        methods=[method.name for method in methods],
+        methods=methods,
         models=[model.name for model in models],
         cells=cells,
-        truth=[row for target in targets for row in _truth(target)],
+        truth=[row for target in targets for row in truth_rows(target)],
         audit=audit,
-        reference=request.reference,
+        references=request.references,
         seed=request.seed,
     )
     result = write_report(out, report)
@@ -193,110 +180,20 @@ def _chosen(
             raise ConfigError(f"a model cannot be called {model.name!r}: a row is called so")
     rows = [*(model_row(model, read) for model in models), *rows]
     names = [row.name for row in rows]
-    for name in (*request.only, request.reference):
+    of = {row_name(row.name, own): row.name for row in rows for own in _clusterers(row)}
+    for name in request.only:
         if name not in names:
             raise ConfigError(f"no row is called {name!r}", fix=nearest(name, names))
-    wanted = {*request.only, request.reference, *(model.name for model in models)}
+    for name in request.references:
+        if name not in of:
+            raise ConfigError(f"no row is called {name!r}", fix=nearest(name, list(of)))
+    wanted = {*request.only, *(model.name for model in models)}
+    wanted |= {of[name] for name in request.references}
     return [row for row in rows if row.name in wanted or not request.only]
 
 
-def _cell(bench: Bench, method: Method, target: Target, request: DomainsRequest) -> Cell:
-    of = Row(slide=target.slide.id, method=method.name, protocol=method.protocol(target))
-    reason = method.missing(target)
-    if reason:
-        return Cell(rows=(replace(of, note=reason),))
-    key = {
-        "bench": "domains",
-        "slide": target.hashes[target.slide.id],
-        "label_key": request.label_key,
-        "method": method.name,
-        "protocol": of.protocol,
-        "runs": request.runs,
-        "seed": request.seed,
-        **method.key(target),
-    }
-
-    def make() -> Cell:
-        with _quiet():
-            found = method.embed(target, request.seed)
-        return _scored(found, of, target, request)
-
-    return bench.cell(f"{target.slide.id} {method.name}", key, of, make)
-
-
-def _scored(found: Embedded, of: Row, target: Target, request: DomainsRequest) -> Cell:
-    """Cluster and score one embedding in every track."""
-    x = on_axes(found.x)
-    counts = {ORACLE: target.n_labels, BLIND: choose_n_domains(x, seed=request.seed)}
-    rows: list[Row] = []
-    arrays: dict[str, NDArray[Any]] = {}
-    domains: dict[int, Domains] = {}
-    for track, count in counts.items():
-        if count not in domains:
-            domains[count] = assign_domains(
-                x, count, runs=request.runs, seed=request.seed, neighbors=target.neighbors
-            )
-        result = domains[count]
-        arrays[track] = np.stack(result.unrefined)
-        arrays[f"{track} best"] = np.array(result.best)
-        for refined, labels in (("", result.unrefined), (REFINED, result.refined or ())):
-            rows += _rows(of, track + refined, labels, target, request.seed, found.note)
-        rows.append(_row(of, track, request.seed, "n_domains", float(count)))
-    if found.own is not None:
-        seeds = range(request.seed, request.seed + request.runs)
-        with _quiet():
-            own = [np.asarray(found.own.run(target.n_labels, seed)) for seed in seeds]
-        named = replace(of, method=f"{of.method}, {found.own.name}")
-        rows += _rows(named, ORACLE, own, target, request.seed, "its own clusterer")
-    return Cell(rows=tuple(rows), arrays=arrays)
-
-
-def on_axes(x: Floats) -> Floats:
-    """`x` [N, D] on at most `MAX_AXES` principal axes of the slide: every row is read alike."""
-    x = np.asarray(x, np.float64)
-    if x.shape[1] <= MAX_AXES:
-        return x
-    centred = x - x.mean(axis=0)
-    _, axes = np.linalg.eigh(centred.T @ centred)
-    return np.asarray(centred @ axes[:, ::-1][:, :MAX_AXES])
-
-
-def _rows(
-    of: Row, track: str, runs: Sequence[NDArray[Any]], target: Target, seed: int, note: str
-) -> list[Row]:
-    xy = target.slide.spots[["x", "y"]].to_numpy(np.float64)
-    return [
-        replace(_row(of, track, seed + run, metric, value), note=note)
-        for run, labels in enumerate(runs)
-        for metric, value in scores(target.labels, labels, xy).items()
-    ]
-
-
-def _row(of: Row, track: str, seed: int, metric: str, value: float) -> Row:
-    return replace(of, track=track, seed=seed, metric=metric, value=value)
-
-
-def _truth(target: Target) -> list[Row]:
-    """How coherent the labels themselves are: what CHAOS and PAS are to be compared with."""
-    kept = target.labels != ""
-    xy = target.slide.spots[["x", "y"]].to_numpy(np.float64)
-    found = coherence(target.labels[kept], xy[kept])
-    of = Row(slide=target.slide.id, method=TRUTH, note="the labels themselves")
-    return [
-        replace(of, track=track, metric=metric, value=found[metric])
-        for track in (ORACLE, ORACLE + REFINED)
-        for metric in COHERENCE
-    ]
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """What foreign libraries print and warn of stays out of the bench's output."""
-    import warnings
-
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+def _clusterers(row: Method) -> list[str]:
+    return ["", *([row.own.name] if row.own else [])]
 
 
 def _facts(
@@ -308,9 +205,10 @@ def _facts(
     """Data, splits, models and options for `provenance.json`."""
     return {
         "bench": "domains",
+        "packages": versions(),
         "label_key": request.label_key,
         "protocol": request.protocol,
-        "reference": request.reference,
+        "references": list(request.references),
         "seeds": list(range(request.seed, request.seed + request.runs)),
         "slides": {
             s.id: {

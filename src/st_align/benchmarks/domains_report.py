@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +11,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from st_align.benchmarks.audit import LEAK
-from st_align.benchmarks.bootstrap import Interval
-from st_align.benchmarks.cells import Cell
-from st_align.benchmarks.domains_paper import printed_columns
-from st_align.benchmarks.domains_score import (
-    AGREEMENT,
-    COHERENCE,
-    draw,
-    interval,
-    resampled_ari,
-    scores,
+from st_align.benchmarks.cells import Cell, Cost
+from st_align.benchmarks.domains_cells import TRACKS, labels_key, row_name
+from st_align.benchmarks.domains_differences import (
+    Difference,
+    differences,
+    differences_table,
+    write_differences,
 )
+from st_align.benchmarks.domains_paper import printed_columns
+from st_align.benchmarks.domains_score import AGREEMENT, COHERENCE, resampled_ari
 from st_align.benchmarks.figure import Map, draw_domains
-from st_align.benchmarks.methods import BLIND, ORACLE, REFINED, Floats, Target
+from st_align.benchmarks.methods import BLIND, ORACLE, REFINED, Method, Target
 from st_align.benchmarks.table import Row, markdown, to_json, write_csv
 from st_align.files import replace_file
 
-_TRACKS = (
+_SAID = (
     (ORACLE, "number of labels known"),
     (ORACLE + REFINED, "number of labels known, smoothed once over the lattice"),
     (BLIND, "number of domains chosen without labels"),
@@ -42,12 +39,13 @@ class Report:
     """All that the bench found. `cells` are by (slide, method)."""
 
     targets: Sequence[Target]
-    methods: Sequence[str]
+    methods: Sequence[Method]
     models: Sequence[str]
     cells: Mapping[tuple[str, str], Cell]
     truth: Sequence[Row]
     audit: Sequence[str]
-    reference: str
+    references: Sequence[str]
+    """The first is the one of the headline."""
     seed: int
 
     @property
@@ -57,67 +55,40 @@ class Report:
             row
             for method in self.methods
             for target in self.targets
-            for row in self.cells[target.slide.id, method].rows
+            for row in self.cells[target.slide.id, method.name].rows
         ]
         return [*self.truth, *found]
 
+    @property
+    def shown(self) -> list[tuple[str, str, str]]:
+        """Rows with their method and clusterer, in order."""
+        return [
+            (row_name(method.name, own), method.name, own)
+            for method in self.methods
+            for own in ("", *([method.own.name] if method.own else []))
+        ]
 
-@dataclass(frozen=True)
-class Difference:
-    """Mean ARI of a method less that of the reference, over the slides that both have."""
-
-    method: str
-    slides: tuple[str, ...]
-    interval: Interval
+    def found(self) -> dict[tuple[str, str, str], NDArray[Any]]:
+        """(slide, row, track) -> labels [R, N]."""
+        return {
+            (target.slide.id, row, track): arrays[labels_key(own, track)]
+            for row, method, own in self.shown
+            for target in self.targets
+            if (arrays := self.cells[target.slide.id, method].arrays)
+            for track in TRACKS
+        }
 
 
 def write_report(out: Path, report: Report) -> dict[str, Any]:
     """Write all files into `out`; gives the `--json` result."""
-    found = differences(report)
+    found = differences(report.targets, report.found(), report.references, report.seed)
     write_csv(out / "results.csv", report.rows)
-    _write_differences(out / "differences.csv", report.reference, found)
+    write_differences(out / "differences.csv", found)
     replace_file(out / "results.md", _page(report, found).encode())
     for target in report.targets:
         draw_domains(out / f"{target.slide.id}.png", target.slide, target.labels,
                      _maps(report, target))  # fmt: skip
     return to_json(report.rows, _headline(report, found))
-
-
-def differences(report: Report) -> list[Difference]:
-    """Every method against the reference: oracle K, not refined, paired bootstrap of spots, then
-    slides. Methods without a slide in common with the reference are left out.
-    """
-    resampled: dict[tuple[str, str], Floats] = {}
-    observed: dict[tuple[str, str], float] = {}
-    for number, target in enumerate(report.targets):
-        rng = np.random.default_rng((report.seed, number))
-        weights = draw(int((target.labels != "").sum()), rng)
-        for method in report.methods:
-            runs = report.cells[target.slide.id, method].arrays.get(ORACLE)
-            if runs is not None:
-                key = (target.slide.id, method)
-                resampled[key] = resampled_ari(target.labels, list(runs), weights)
-                observed[key] = float(np.mean([_ari(target, run) for run in runs]))
-    found = []
-    for method in report.methods:
-        both = [
-            t.slide.id
-            for t in report.targets
-            if {(t.slide.id, method), (t.slide.id, report.reference)} <= observed.keys()
-        ]
-        if method != report.reference and both:
-            apart = [resampled[s, method] - resampled[s, report.reference] for s in both]
-            mean = [observed[s, method] - observed[s, report.reference] for s in both]
-            rng = np.random.default_rng((report.seed, len(report.targets)))
-            found.append(
-                Difference(method, tuple(both), interval(apart, float(np.mean(mean)), rng))
-            )
-    return found
-
-
-def _ari(target: Target, run: NDArray[Any]) -> float:
-    xy = target.slide.spots[["x", "y"]].to_numpy(np.float64)
-    return scores(target.labels, run, xy)["ari"]
 
 
 def _headline(report: Report, found: Sequence[Difference]) -> dict[str, Any]:
@@ -129,11 +100,12 @@ def _headline(report: Report, found: Sequence[Difference]) -> dict[str, Any]:
         "metric": "ari",
         "track": ORACLE,
         "mean": {method: float(np.mean(values)) for method, values in means.items()},
-        "reference": report.reference,
+        "reference": report.references[0],
         "differences": {
             d.method: {"mean": d.interval.value, "low": d.interval.low,
                        "high": d.interval.high, "slides": list(d.slides)}
             for d in found
+            if (d.reference, d.track) == (report.references[0], ORACLE)
         },
         "audit": list(report.audit),
     }  # fmt: skip
@@ -145,26 +117,30 @@ def _page(report: Report, found: Sequence[Difference]) -> str:
     parts = ["# Spatial domains", "## Leakage audit", _audit(report), "## Protocol"]
     parts.append(_protocol(report))
     printed = printed_columns(slides, report.models)
-    for track, said in _TRACKS:
+    for track, said in _SAID:
         parts.append(f"## ARI, {said}")
+        shown = report.rows if track == ORACLE else _brief(report.rows)
         extra = printed if track == ORACLE else None
-        parts.append(markdown(report.rows, metric="ari", track=track, columns=slides, extra=extra))
+        parts.append(markdown(shown, metric="ari", track=track, columns=slides, extra=extra))
         if track == ORACLE:
-            parts.append(_paper(report, printed))
-            parts += ["### Differences", _differences(report.reference, found)]
+            parts.append(_paper(printed))
+        parts += [f"### Differences, {track}", differences_table(found, track)]
+        if track == ORACLE:
+            parts.append(_INTERVALS)
     for metric in (*AGREEMENT[1:], *COHERENCE):
         for track in (ORACLE, ORACLE + REFINED) if metric in COHERENCE else (ORACLE,):
             title = metric.upper() if metric in ("nmi", *COHERENCE) else metric
             parts.append(f"## {title}, {track}")
-            parts.append(markdown(_made(report.rows), metric=metric, track=track, columns=slides))
+            parts.append(markdown(_brief(report.rows), metric=metric, track=track, columns=slides))
     parts.append("## Number of domains, blind K")
-    parts.append(markdown(_made(report.rows), metric="n_domains", track=BLIND, columns=slides))
+    parts.append(markdown(_brief(report.rows), metric="n_domains", track=BLIND, columns=slides))
+    parts += ["## Time", _times(report)]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
-def _made(rows: Sequence[Row]) -> list[Row]:
-    """Rows with a value: those without are in the ARI tables, once a track."""
-    return [row for row in rows if row.value is not None]
+def _brief(rows: Sequence[Row]) -> list[Row]:
+    """Rows with a value and without their notes: the first table has those."""
+    return [replace(row, note="") for row in rows if row.value is not None]
 
 
 def _audit(report: Report) -> str:
@@ -188,14 +164,15 @@ def _protocol(report: Report) -> str:
         )
     lines.append(
         "\nOne clusterer for every row: a Gaussian mixture with one covariance, on at most 30 "
-        "principal axes; ± is the standard deviation over runs that seed it anew. A row with a "
-        "second clusterer in its name is the one its authors use. Unlabelled spots are clustered "
-        "but not scored. CHAOS and PAS: lower is more coherent; compare with the truth's own."
+        "principal axes; ± is the standard deviation over runs that seed it anew. A clusterer in a "
+        "row's name is the one that the method's authors use. A method that is trained on the "
+        "slide is trained once. Unlabelled spots are clustered but not scored. CHAOS and PAS: "
+        "lower is more coherent; compare with the truth's own."
     )
     return "\n".join(lines)
 
 
-def _paper(report: Report, printed: Mapping[str, Any]) -> str:
+def _paper(printed: Mapping[str, Any]) -> str:
     if printed:
         return (
             "The columns *paper* are what the paper prints in Table 1 (its data, splits and runs), "
@@ -204,40 +181,37 @@ def _paper(report: Report, printed: Mapping[str, Any]) -> str:
     return "The paper's Table 1 has none of these slides."
 
 
-def _differences(reference: str, found: Sequence[Difference]) -> str:
-    if not found:
-        return f"No row has a slide in common with the reference, {reference}."
-    lines = [f"| ARI less that of {reference} | difference | 95 % interval | slides |"]
-    lines.append("| --- | --- | --- | --- |")
-    for one in sorted(found, key=lambda d: -d.interval.value):
-        mean, low, high = one.interval
-        lines.append(f"| {one.method} | {mean:+.3f} | {low:+.3f} to {high:+.3f} | "
-                     f"{len(one.slides)} |")  # fmt: skip
+_INTERVALS = (
+    "In brackets the 95 % interval of a paired bootstrap: the same spots are drawn for both rows, "
+    "then slides. Neighbouring spots are not independent and slides are few, so the true intervals "
+    "are wider; on one slide they say nothing about other slides."
+)
+
+
+def _times(report: Report) -> str:
+    """Seconds of each row: the embedding, training included, and one run of its clusterer."""
+    lines = ["| row | embedding | one run of the clusterer | both, processor time | slides |"]
+    lines.append("| --- | --- | --- | --- | --- |")
+    for row, method, own in report.shown:
+        cells = [report.cells[target.slide.id, method] for target in report.targets]
+        costs = [(cell.costs["embed"], cell.costs[own]) for cell in cells if cell.costs]
+        if costs:
+            embed, once = (Cost(*np.mean(of, axis=0)) for of in zip(*costs, strict=True))
+            lines.append(f"| {row} | {embed.wall:.1f} | {once.wall:.1f} | "
+                         f"{embed.cpu + once.cpu:.1f} | {len(costs)} |")  # fmt: skip
     lines.append(
-        "\nPaired bootstrap: the same spots are drawn for both rows, then slides. Neighbouring "
-        "spots are not independent and slides are few, so the true intervals are wider; on one "
-        "slide they say nothing about other slides."
+        "\nSeconds a slide, mean over slides, on the machine and on the day a cell was made."
     )
     return "\n".join(lines)
 
 
-def _write_differences(path: Path, reference: str, found: Sequence[Difference]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["method", "reference", "metric", "track", "difference", "low", "high",
-                     "slides"])  # fmt: skip
-    for one in found:
-        writer.writerow([one.method, reference, "ari", ORACLE, *one.interval, " ".join(one.slides)])
-    replace_file(path, text.getvalue().encode())
-
-
 def _maps(report: Report, target: Target) -> list[Map]:
     maps = []
-    for method in report.methods:
+    for row, method, own in report.shown:
         cell = report.cells[target.slide.id, method]
-        if ORACLE in cell.arrays:
-            best = cell.arrays[ORACLE][int(cell.arrays[f"{ORACLE} best"])]
-            leak = any(row.protocol == LEAK for row in cell.rows)
-            said = f"ARI {_ari(target, best):.2f}" + (" (LEAK)" if leak else "")
-            maps.append(Map(method, best, said))
+        if cell.arrays:
+            best = cell.arrays[labels_key(own, ORACLE)][int(cell.arrays[labels_key(own, "best")])]
+            ari = resampled_ari(target.labels, [best], np.ones((1, (target.labels != "").sum())))
+            leak = any(r.protocol == LEAK for r in cell.rows)
+            maps.append(Map(row, best, f"ARI {ari[0]:.2f}" + (" (LEAK)" if leak else "")))
     return maps

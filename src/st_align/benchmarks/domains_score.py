@@ -93,8 +93,8 @@ def _weighted_ari(true: Codes, found: Codes, weights: Floats) -> Floats:
     """[B] adjusted Rand index of spots that count `weights` [B, L] times."""
     n_true, n_found = true.max() + 1, found.max() + 1
     cell = true * n_found + found
-    counts = np.stack([np.bincount(cell, w, minlength=n_true * n_found) for w in weights])
-    counts = counts.reshape(len(weights), n_true, n_found).astype(np.float64)
+    counts = weights @ np.eye(n_true * n_found)[cell]
+    counts = counts.reshape(len(weights), n_true, n_found)
 
     def pairs(values: NDArray[Any]) -> NDArray[Any]:
         return np.asarray(values * (values - 1) / 2)

@@ -18,6 +18,7 @@ from st_align.mosaic import mosaic
 from st_align.slide import SPOT_UM, PreparedSlide
 
 _COLUMNS = 5
+"""At most; rows are filled evenly."""
 _WIDTH = 2.6
 _SPOT_PER_PITCH = 0.55
 
@@ -43,8 +44,8 @@ def draw_domains(
     view = _view(slide)
     x0, x1, y0, y1 = view.extent
     panels = len(maps) + 1 + (view.image is not None)
-    columns = min(_COLUMNS, panels)
-    rows = -(-panels // columns)
+    rows = -(-panels // _COLUMNS)
+    columns = -(-panels // rows)
     aspect = min(max((y1 - y0) / (x1 - x0), 0.3), 3.0)
     size = (_WIDTH * columns, (_WIDTH * aspect + 0.5) * rows + 0.5)
     figure = Figure(figsize=size, dpi=150, layout="constrained")

@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from st_align.agreement import View
 from st_align.corpus import Corpus
+from st_align.domains import Clustering
 from st_align.slide import PreparedSlide
 
 Floats = NDArray[np.floating[Any]]
@@ -50,20 +52,27 @@ class Target:
         return len(set(self.labels.tolist()) - {""})
 
 
-class OwnClusterer(NamedTuple):
-    """The clusterer that a method's authors use: (number of domains, seed) -> labels [N]."""
-
-    name: str
-    run: Callable[[int, int], NDArray[Any]]
-
-
 @dataclass(frozen=True, kw_only=True)
 class Embedded:
-    """`x` [N, D], and the method's own clusterer where it has one that runs here."""
+    """What a method makes of a slide: all that clusterers read, so that it can be kept."""
 
     x: Floats
-    own: OwnClusterer | None = None
+    """[N, D] what the one clusterer of every row reads."""
+    views: tuple[View, ...] = ()
+    """What the method's own clusterer reads where that is not `x`."""
+    counted: Floats | None = None
+    """[N, D] what the method's authors read the number of domains off where that is not `x`."""
     note: str = ""
+
+
+class Clusterer(NamedTuple):
+    """A clusterer by its name: '' is the one of every row."""
+
+    name: str
+    find: Callable[[Embedded, int, int, int], Sequence[Clustering]]
+    """(embedding, number of domains, runs, seed) -> labels [N] of each run, and how well they
+    fit.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +87,8 @@ class Method:
     protocol: Callable[[Target], str]
     embed: Callable[[Target, int], Embedded]
     """(target, seed)"""
+    own: Clusterer | None = None
+    """The clusterer of the method's authors, where it is another one and runs here."""
     missing: Callable[[Target], str] = lambda target: ""
     key: Callable[[Target], Mapping[str, Any]] = lambda target: {}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,23 +15,24 @@ from st_align.baselines import linear_niche, spot_pca
 from st_align.benchmarks import stimage_clip
 from st_align.benchmarks.audit import ON_SLIDE, ZERO_SHOT, Contender
 from st_align.benchmarks.cells import SkippedError
+from st_align.benchmarks.clusterers import CONSENSUS, KMEANS
 from st_align.benchmarks.methods import (
     Embedded,
     Floats,
     Method,
-    OwnClusterer,
     Target,
     always,
     needs_counts,
     with_genes,
 )
-from st_align.domains import assign_domains, kmeans
+from st_align.checkpoint import READOUT, Run
+from st_align.commands.domains import views_of
 from st_align.encoders.base import FrozenEncoder, FrozenEntry, find, registered
 from st_align.encoders.lookup import find_weights, load_frozen
 from st_align.errors import ConfigError, StAlignError, nearest
 from st_align.expression import choose_panel
 from st_align.features import cached_features, slide_features
-from st_align.infer import Embedder, run_hash
+from st_align.infer import Embedder, run_hash, to_anndata
 from st_align.prepare import prepare_slide
 from st_align.shared import shared_symbols
 from st_align.slide import PreparedSlide, Slide
@@ -78,7 +80,7 @@ def built_in(weights: Mapping[str, str]) -> list[Method]:
     """All rows but the models and the peers; `weights` are paths by encoder."""
     methods = [_frozen(name, names, weights) for name, names in ENCODERS.items()]
     methods.insert(5, Method(name="Scanpy-style PCA", protocol=always(ON_SLIDE), embed=_spot_pca,
-                             missing=needs_counts))  # fmt: skip
+                             own=KMEANS, missing=needs_counts))  # fmt: skip
     for name, tower in TOWERS.items():
         methods += [_clip(name, tower, weights, elsewhere) for elsewhere in (False, True)]
     return [*methods, *_linear()]
@@ -98,18 +100,22 @@ def model_row(model: Contender, prepared: Mapping[str, Slide | PreparedSlide]) -
         use = run.config.readout.use
         use = use if use in found.readouts else next(iter(found.readouts))
         note = f"{use}, {found.panel_measured:.0%} of the panel measured"
-        views = [View(values, found.training[kind]) for kind, values in found.linear.items()]
-        if "image" in found.readouts or not views:
-            views.insert(0, View(found.readouts[use]))
+        counted, _, views = views_of(to_anndata(run, slide, found), None, CONSENSUS.name)
         x = found.readouts[use][:, : run.config.readout.dims]
-        return Embedded(x=x, own=_agreement(views), note=note)
+        return Embedded(x=x, views=tuple(views), counted=counted, note=note)
 
     return Method(
         name=model.name,
         protocol=lambda target: model.for_slide(target.slide)[1].protocol,
         embed=embed,
-        key=lambda target: {"model": run_hash(model.for_slide(target.slide)[0])},
+        own=CONSENSUS,
+        key=lambda target: _run_key(model.for_slide(target.slide)[0]),
     )
+
+
+def _run_key(run: Run) -> dict[str, str]:
+    axes = hashlib.sha256((run.path / READOUT).read_bytes())
+    return {"model": run_hash(run), "axes": axes.hexdigest()[:12]}
 
 
 def encoder_vectors(encoder: FrozenEncoder, slide: PreparedSlide, target: Target) -> Floats:
@@ -124,12 +130,7 @@ def encoder_vectors(encoder: FrozenEncoder, slide: PreparedSlide, target: Target
 
 
 def _spot_pca(target: Target, seed: int) -> Embedded:
-    x = spot_pca(target.slide)
-
-    def own(n_domains: int, seed: int) -> Any:
-        return kmeans(np.asarray(x, np.float64), n_domains, np.random.default_rng(seed)).labels
-
-    return Embedded(x=x, own=OwnClusterer("k-means", own))
+    return Embedded(x=spot_pca(target.slide))
 
 
 def _linear() -> list[Method]:
@@ -142,7 +143,7 @@ def _linear() -> list[Method]:
             [with_genes(s, panel) for s in train], with_genes(target.slide, panel), dims=max(DIMS)
         )
         note = f"{len(panel)} genes, {len(train)} slide{'s' * (len(train) > 1)}"
-        return Embedded(x=x[:, :LINEAR_DIMS], own=_agreement([View(x)]), note=note)
+        return Embedded(x=x[:, :LINEAR_DIMS], views=(View(x),), note=note)
 
     def on_slide(target: Target, seed: int) -> Embedded:
         panel = choose_panel([target.slide], SHARED_GENES).genes
@@ -151,21 +152,10 @@ def _linear() -> list[Method]:
 
     return [
         Method(name=LINEAR, protocol=lambda target: target.protocol, embed=elsewhere,
-               missing=_needs_fit, key=_fit_key),
+               own=CONSENSUS, missing=_needs_fit, key=_fit_key),
         Method(name="linear niche, fitted per slide", protocol=always(ON_SLIDE), embed=on_slide,
                missing=needs_counts),
     ]  # fmt: skip
-
-
-def _agreement(views: Sequence[View]) -> OwnClusterer:
-    """What `st-align domains` does by default."""
-
-    def run(n_domains: int, seed: int) -> Any:
-        x = np.asarray(views[0].x, np.float64)
-        found = assign_domains(x, n_domains, method="consensus", runs=1, seed=seed, views=views)
-        return found.labels
-
-    return OwnClusterer("consensus", run)
 
 
 def _needs_fit(target: Target) -> str:

@@ -39,7 +39,9 @@ def domains(
         list[str] | None, typer.Option(metavar="NAME=PATH", help="Of an encoder; may repeat.")
     ] = None,
     rows: Annotated[list[str] | None, typer.Option(help="Only these rows; may repeat.")] = None,
-    reference: Annotated[str | None, typer.Option(help="Row that differences are to.")] = None,
+    reference: Annotated[
+        list[str] | None, typer.Option(help="Row that differences are to; may repeat.")
+    ] = None,
     patients: Annotated[Path | None, typer.Option(help="CSV with columns slide,patient.")] = None,
     format: Format = "auto",
     no_image: NoImage = False,
@@ -53,7 +55,7 @@ def domains(
     from st_align.benchmarks.rows import parse_weights
     from st_align.io import ReadOptions
 
-    options = {} if reference is None else {"reference": reference}
+    options = {"references": tuple(reference)} if reference else {}
     request = DomainsRequest(
         label_key=label_key, slices=tuple(slices or ()), models=tuple(model or ()),
         protocol=protocol, weights=parse_weights(weights or ()), only=tuple(rows or ()), runs=runs,
