@@ -352,7 +352,7 @@ def test_weights_that_are_given_are_used_or_refused(tmp_path) -> None:
 
 def test_an_encoder_runs_on_the_weights_that_are_given(corpus, tmp_path, monkeypatch) -> None:
     toy, taken = registered()["toy-colour"], []
-    info = dataclasses.replace(toy.info, files=("w.bin",))
+    info = toy.info._replace(files=("w.bin",))
 
     def load(path):
         taken.append(path)

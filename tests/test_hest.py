@@ -231,6 +231,7 @@ def test_rows_of_a_model_read_images_alone(tmp_path, run_elsewhere, monkeypatch)
     assert "official split, held out, patient unknown" in text
     kept = json.loads((tmp_path / "out" / "provenance.json").read_text())
     assert list(kept["models"]) == ["ours"]
+    assert {id: len(files) for id, files in kept["tasks"]["T"].items()} == {"S1": 2, "S2": 2}
 
 
 @pytest.mark.usefixtures("small_encoders")

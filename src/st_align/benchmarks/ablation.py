@@ -122,6 +122,7 @@ def bench_ablation(
         bench="ablation",
         corpus=str(bed.corpus.path),
         config=to_dict(request.config),
+        seeds=list(range(request.n_seeds)),
         splits=bed.splits.to_dict(),
         key=bed.key,
         configurations={a.name: dict(a.changes) for a in ablations},

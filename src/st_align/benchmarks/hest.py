@@ -66,12 +66,12 @@ def bench_hest(root: Path, out: Path, request: HestRequest) -> tuple[dict[str, A
     audit = require_no_leak(
         models, [sections[i] for i in sorted(tested & set(sections))], allow=request.allow_leak
     )
-    bench, cells = Bench(out), []
+    bench, data = Bench(out), {name: _hashes(task) for name, task in tasks.items()}
+    cells: list[Cell] = []
     for method in methods(sections, models, request.weights):
         for name, task in tasks.items():
-            cells += _cells(
-                bench, task, method, Row(slide=name, method=method.name, track=protocol)
-            )
+            of = Row(slide=name, method=method.name, track=protocol)
+            cells += _cells(bench, task, method, of, data[name])
     rows = join(cells)
     write_csv(out / "results.csv", rows)
     replace_file(out / "results.md", _page(rows, protocol, audit).encode())
@@ -80,15 +80,17 @@ def bench_hest(root: Path, out: Path, request: HestRequest) -> tuple[dict[str, A
         bench="hest",
         root=str(root),
         request=dataclasses.asdict(request),
-        tasks={name: sorted(task.samples()) for name, task in tasks.items()},
+        tasks=data,
         models={c.name: {str(r.path): run_hash(r) for r in c.runs} for c in models},
         audit=audit,
     )
     return to_json(rows, _headline(rows)), bench.failed
 
 
-def _cells(bench: Bench, task: Task, method: Method, of: Row) -> Iterator[Cell]:
-    """The method's cells on a task, one a split."""
+def _cells(
+    bench: Bench, task: Task, method: Method, of: Row, data: Mapping[str, Sequence[str]]
+) -> Iterator[Cell]:
+    """The method's cells on a task, one a split; `data` are hashes of the samples' files."""
     if method.reader is None:
         yield Cell(rows=(dataclasses.replace(of, track="", note=method.note),))
         return
@@ -96,7 +98,15 @@ def _cells(bench: Bench, task: Task, method: Method, of: Row) -> Iterator[Cell]:
     for split in task.splits:
         readers = {sample.id: method.reader(sample.id) for sample in split.test}
         row = dataclasses.replace(of, protocol=_worst(readers))
-        key = _key(split, task.genes, of.track, readers)
+        key = {
+            "bench": "hest",
+            "train": {sample.id: data[sample.id] for sample in split.train},
+            "test": {sample.id: data[sample.id] for sample in split.test},
+            "genes": list(task.genes),
+            "protocol": of.track,
+            "identity": {id: reader.identity for id, reader in readers.items()},
+            "held out": row.protocol,
+        }
 
         def make(
             split: Split = split, readers: Mapping[str, Reader] = readers, row: Row = row
@@ -144,16 +154,10 @@ def _worst(readers: Mapping[str, Reader]) -> str:
     return ", ".join(sorted({reader.protocol for reader in readers.values()}))
 
 
-def _key(
-    split: Split, genes: Sequence[str], protocol: str, readers: Mapping[str, Reader]
-) -> dict[str, Any]:
-    files = {
-        part: {s.id: [sha256(s.patches), sha256(s.counts)] for s in samples}
-        for part, samples in (("train", split.train), ("test", split.test))
-    }
-    return {"bench": "hest", "files": files, "genes": list(genes), "protocol": protocol,
-            "identity": {id: reader.identity for id, reader in readers.items()},
-            "held out": _worst(readers)}  # fmt: skip
+def _hashes(task: Task) -> dict[str, list[str]]:
+    """SHA-256 of patches and counts of each sample; files are large and read once."""
+    samples = sorted(task.samples().values())
+    return {sample.id: [sha256(sample.patches), sha256(sample.counts)] for sample in samples}
 
 
 def _page(rows: Sequence[Row], protocol: str, audit: Sequence[str]) -> str:

@@ -29,7 +29,7 @@ from st_align.benchmarks.audit import (
 )
 from st_align.benchmarks.cells import Bench, Cell
 from st_align.benchmarks.genes_data import usable
-from st_align.benchmarks.image_rows import VIEWS, colours, frozen
+from st_align.benchmarks.image_rows import VIEWS, Read, colours, frozen
 from st_align.benchmarks.retrieval_report import CHANCE, Report
 from st_align.benchmarks.retrieval_ridge import SCALES, fit_ridge_retriever
 from st_align.benchmarks.retrieval_scores import chance_scores, ranks, retrieval_scores
@@ -187,7 +187,9 @@ def _ridge_cell(bench: Bench, corpus: Corpus, part: Part, seed: int) -> Cell:
             if s.has_image and s.counts is not None and (s.total_umi > 0).any()
         ]
         spec, encoder = part.run.config.data.niche, _encoder(part.run)
-        reads = {scale: (frozen(corpus, encoder, scale, spec), colours) for scale in VIEWS}
+        reads: dict[str, tuple[Read, ...]] = {
+            scale: (frozen(corpus, encoder, scale, spec), colours) for scale in VIEWS
+        }
         ridge = fit_ridge_retriever(train, spec, reads)
 
         def spaces(slide: PreparedSlide) -> Spaces:
