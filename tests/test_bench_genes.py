@@ -341,13 +341,16 @@ def test_encoders_without_weights_say_so(monkeypatch, tmp_path) -> None:
 
 
 def test_weights_that_are_given_are_used_or_refused(tmp_path) -> None:
-    assert parse_image_weights(["uni=w.bin"]) == {"uni": "w.bin"}
+    with pytest.raises(ModelError, match="weights of 'uni' are missing"):
+        parse_image_weights([f"uni={tmp_path / 'w.bin'}"])
     for given in ("scgpt=w.bin", "unj=w.bin", "uni", "resnet50-gn=w.bin"):
         with pytest.raises(ConfigError):
             parse_image_weights([given])
     (tmp_path / "w.bin").write_bytes(b"no weights of anything")
+    given = {"uni": str(tmp_path / "w.bin")}
+    assert parse_image_weights([f"uni={given['uni']}"]) == given
     with pytest.raises(ModelError, match="holds no weights"):
-        dict(image_encoders({"uni": str(tmp_path / "w.bin")}))
+        dict(image_encoders(given))
 
 
 def test_an_encoder_runs_on_the_weights_that_are_given(corpus, tmp_path, monkeypatch) -> None:

@@ -6,6 +6,7 @@ Shape letters: N spots, D features.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +17,7 @@ from st_align.benchmarks.rows import parse_weights
 from st_align.colour import colour_statistics
 from st_align.encoders.base import FrozenEncoder, FrozenEntry, View, find, registered
 from st_align.encoders.lookup import find_weights, load_frozen
-from st_align.errors import ConfigError, SlideError, StAlignError
+from st_align.errors import ConfigError, ModelError, SlideError, StAlignError
 from st_align.features import Features, cached_features
 from st_align.slide import PreparedSlide
 
@@ -33,11 +34,19 @@ PARTS = ("r", "e", "r+e")
 
 
 def parse_image_weights(given: Iterable[str]) -> dict[str, str]:
-    """`NAME=PATH` of `--weights`; a name that is no frozen image encoder is a ConfigError."""
+    """`NAME=PATH` of `--weights`; a name that is no frozen image encoder is a ConfigError, a path
+    where nothing lies a ModelError: both before any work is done.
+    """
     weights = parse_weights(given)
-    for name in weights:
+    for name, path in weights.items():
         if not isinstance(find(name, "image"), FrozenEntry):
             raise ConfigError(f"encoder {name!r} has no weights: it is trained with a model")
+        if not path.startswith("hf:") and not Path(path).expanduser().exists():
+            raise ModelError(
+                f"the weights of {name!r} are missing: {path}",
+                expected="a file or a folder, or hf:OWNER/NAME",
+                found="nothing there",
+            )
     return weights
 
 
