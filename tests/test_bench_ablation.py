@@ -112,6 +112,8 @@ def test_a_crashed_cell_is_named_and_the_same_command_goes_on(
     assert second["headline"][FULL] == first["headline"][FULL]
     assert "failed" not in (out / "results.md").read_text().lower()
     assert "| 0.340 | 0.168 |" in text
+    assert (out / "table-3.png").read_bytes().startswith(b"\x89PNG")
+    assert not (out / "sensitivity.png").exists()
 
 
 def test_a_finished_run_is_not_trained_again_when_its_scores_are_lost(

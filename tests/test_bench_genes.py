@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +25,11 @@ from st_align.benchmarks.genes_models import (
     Task,
 )
 from st_align.benchmarks.genes_scores import correlation, gene_scores
-from st_align.benchmarks.image_rows import colours, image_encoders
+from st_align.benchmarks.image_rows import colours, image_encoders, parse_image_weights
 from st_align.benchmarks.reliability import reliability
 from st_align.cli import app
 from st_align.corpus_build import build_corpus
+from st_align.encoders.base import registered
 from st_align.errors import ConfigError, ModelError, SlideError
 from st_align.expression import Panel
 from st_align.infer import without_counts
@@ -60,9 +62,8 @@ def run_without_b(corpus, tmp_path_factory):
 @pytest.fixture(autouse=True)
 def no_large_encoder(monkeypatch):
     """The ungated encoder would be most of these tests' time."""
-    found = image_encoders()
-    del found["efficientnet-lite0"]
-    monkeypatch.setattr("st_align.benchmarks.genes.image_encoders", lambda: found)
+    found = [(name, e) for name, e in image_encoders({}) if name != "efficientnet-lite0"]
+    monkeypatch.setattr("st_align.benchmarks.genes.image_encoders", lambda weights: iter(found))
 
 
 def test_few_patients_are_left_out_one_by_one(rng) -> None:
@@ -200,6 +201,15 @@ def test_intervals_are_paired_and_know_the_direction(rng) -> None:
     assert np.isnan(compare([np.ones(5)], [np.zeros(5)], rng).ratio.value)
 
 
+def test_intervals_do_not_hold_the_draws_of_all_slides(rng) -> None:
+    slides = [rng.normal(size=500) for _ in range(30)]
+    tracemalloc.start()
+    compare(slides, slides, rng)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 5 * 2000 * 500 * 8, "the draws of a few slides"
+
+
 def results(out: Path) -> list[dict[str, str]]:
     with (out / "results.csv").open(newline="") as file:
         return list(csv.DictReader(file))
@@ -325,9 +335,46 @@ def test_unreliable_genes_are_left_out_by_the_training_slides(corpus, tmp_path) 
 
 def test_encoders_without_weights_say_so(monkeypatch, tmp_path) -> None:
     monkeypatch.delenv("ST_ALIGN_WEIGHTS", raising=False)
-    found = image_encoders()
+    found = dict(image_encoders({}))
     assert found["uni"] == "no weights"
     assert not isinstance(found["toy-colour"], str)
+
+
+def test_weights_that_are_given_are_used_or_refused(tmp_path) -> None:
+    with pytest.raises(ModelError, match="weights of 'uni' are missing"):
+        parse_image_weights([f"uni={tmp_path / 'w.bin'}"])
+    for given in ("scgpt=w.bin", "unj=w.bin", "uni", "resnet50-gn=w.bin"):
+        with pytest.raises(ConfigError):
+            parse_image_weights([given])
+    (tmp_path / "w.bin").write_bytes(b"no weights of anything")
+    given = {"uni": str(tmp_path / "w.bin")}
+    assert parse_image_weights([f"uni={given['uni']}"]) == given
+    with pytest.raises(ModelError, match="holds no weights"):
+        dict(image_encoders(given))
+
+
+def test_an_encoder_runs_on_the_weights_that_are_given(corpus, tmp_path, monkeypatch) -> None:
+    toy, taken = registered()["toy-colour"], []
+    info = toy.info._replace(files=("w.bin",))
+
+    def load(path):
+        taken.append(path)
+        return toy.load(path)
+
+    entry = dataclasses.replace(toy, name="weighty", info=info, load=load)
+    monkeypatch.setattr("st_align.benchmarks.image_rows.registered", lambda: {"weighty": entry})
+    monkeypatch.setattr("st_align.benchmarks.genes.image_encoders", image_encoders)
+    plain = GenesRequest(genes=GENES[:1], test_patients=["b"])
+    bench_genes(corpus.path, tmp_path / "out", plain)
+    assert [r["note"] for r in results(tmp_path / "out") if "weighty" in r["method"]] == [
+        "no weights"
+    ]
+    given = dataclasses.replace(plain, weights={"weighty": str(tmp_path / "w.bin")})
+    bench_genes(corpus.path, tmp_path / "out", given)
+    assert taken == [tmp_path / "w.bin"]
+    rows = [r for r in results(tmp_path / "out") if r["method"] == "weighty, spot"]
+    assert rows
+    assert all(r["value"] for r in rows if r["metric"] == "mse")
 
 
 def test_wrong_input_from_the_command(corpus, tmp_path) -> None:

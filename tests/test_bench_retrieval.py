@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
 
 import toy_run
+from st_align.benchmarks import retrieval_scores as retrieval_scores_module
 from st_align.benchmarks.image_rows import colours
 from st_align.benchmarks.retrieval import RetrievalRequest, bench_retrieval
 from st_align.benchmarks.retrieval_ridge import fit_ridge_retriever
@@ -71,6 +73,23 @@ def test_chance_is_what_random_vectors_reach(rng) -> None:
     assert chance_scores(rings[:4, :1])["recall@50"] == 1
 
 
+def test_cosines_of_a_large_gallery_are_never_all_in_memory(rng, monkeypatch) -> None:
+    a, b = rng.normal(size=(2, 2000, 3))
+    rings = np.c_[np.arange(2000), (np.arange(2000) + 1) % 2000]
+    whole = ranks(a, b, rings)
+    monkeypatch.setattr(retrieval_scores_module, "_AT_ONCE", 100_000)
+    tracemalloc.start()
+    found = ranks(a, b, rings)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 8 * 2000**2 / 4, "a quarter of all cosines"
+    np.testing.assert_array_equal(found.own, whole.own)
+    np.testing.assert_array_equal(found.near, whole.near)
+    monkeypatch.setattr(retrieval_scores_module, "_AT_ONCE", 10)
+    np.testing.assert_array_equal(ranks(a[:50], b[:50], rings[:50, :1]).own,
+                                  ranks(a[:50], b[:50], np.arange(50)[:, None]).own)  # fmt: skip
+
+
 def test_the_ridge_finds_halves_that_differ_in_colour_and_sees_no_counts(rng) -> None:
     train = [toy_prepared(rng, id=f"t{i}", patient=f"p{i}") for i in range(2)]
     reads = {"spot": (colours,), "niche": (colours,)}
@@ -112,6 +131,7 @@ def test_the_whole_bench(corpus, run_without_b, tmp_path) -> None:
     best = result["headline"]["image → gene, own slide"]
     assert best["ridge"].startswith("ridge")
     assert json.loads((out / "provenance.json").read_text())["failed"] == []
+    assert (out / "retrieval.png").read_bytes().startswith(b"\x89PNG")
     assert bench_retrieval(corpus.path, out, request) == (result, [])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import h5py
@@ -9,14 +10,20 @@ import numpy as np
 import pytest
 from sklearn.linear_model import Ridge
 
-import toy_run  # noqa: F401  (registers an encoder that needs no weights)
+import toy_run
 from hest_files import SIDE, UM_PER_PX, write_sample, write_task
-from st_align.benchmarks.hest import bench_hest, cv_alpha, expression, hest_a13, hest_readme
+from st_align.benchmarks import hest_rows
+from st_align.benchmarks.hest import HestRequest, bench_hest
+from st_align.benchmarks.hest_files import expression, image_slides, read_tasks
+from st_align.benchmarks.hest_rows import cv_alpha, hest_a13, hest_readme
 from st_align.benchmarks.image_rows import image_encoders
-from st_align.errors import ConfigError, SlideError
+from st_align.checkpoint import load_run
+from st_align.errors import ConfigError, ModelError, SlideError
+from st_align.infer import Embedder, without_counts
 from st_align.io import ReadOptions, find_slides, read_one
 from st_align.io.hest import PatchMosaic, barcodes_of
 from st_align.prepare import prepare_slide
+from toys import toy_prepared
 
 META = {
     "st_technology": "Visium",
@@ -155,16 +162,29 @@ def test_cv_alpha_finds_a_linear_map_with_an_offset(rng) -> None:
     assert np.mean((cv_alpha(x[:1], y[:1], x[2]) - y[2]) ** 2) < 0.1 * np.var(y[2])
 
 
+@pytest.fixture
+def small_encoders(monkeypatch):
+    """The ungated encoder would be most of these tests' time."""
+    found = [(name, e) for name, e in image_encoders({}) if name != "efficientnet-lite0"]
+    monkeypatch.setattr(hest_rows, "image_encoders", lambda weights: iter(found))
+
+
+@pytest.fixture
+def run_elsewhere(rng, tmp_path):
+    """A run whose training slides are none of the task's."""
+    slides = [toy_prepared(rng, id=f"t{i}", patient="elsewhere") for i in (1, 2)]
+    return toy_run.save(toy_run.toy_run(slides), tmp_path / "run")
+
+
+@pytest.mark.usefixtures("small_encoders")
 @pytest.mark.parametrize("protocol", ["hest-readme", "hest-a13", "cv-alpha"])
-def test_the_whole_bench(tmp_path, protocol, monkeypatch) -> None:
-    found = image_encoders()
-    del found["efficientnet-lite0"]  # most of the time
-    monkeypatch.setattr("st_align.benchmarks.hest.image_encoders", lambda: found)
+def test_the_whole_bench(tmp_path, protocol) -> None:
     write_task(tmp_path / "bench" / "IDC", ["S1", "S2", "S3"], ["GENE0", "GENE5"])
-    result, _ = bench_hest(tmp_path / "bench", tmp_path / "out", protocol)
+    result, _ = bench_hest(tmp_path / "bench", tmp_path / "out", HestRequest(protocol=protocol))
     text = (tmp_path / "out" / "results.md").read_text()
     assert "| uni |" in text
     assert "no weights" in text
+    assert (tmp_path / "out" / "hest.png").read_bytes().startswith(b"\x89PNG")
     rows = [r for r in result["rows"] if r["method"] == "colour statistics"]
     by_gene = {r["item"]: r["mean"] for r in rows if r["metric"] == "pcc by gene"}
     assert len(by_gene) == 6
@@ -174,18 +194,102 @@ def test_the_whole_bench(tmp_path, protocol, monkeypatch) -> None:
     assert result["headline"]["colour statistics"] == pytest.approx(np.mean(splits))
 
 
+@pytest.mark.usefixtures("small_encoders")
+def test_the_mean_predictor_is_the_training_mean_of_the_split(tmp_path) -> None:
+    task = write_task(tmp_path / "T", ["S1", "S2", "S3"], ["GENE0"])
+    result, _ = bench_hest(task, tmp_path / "out", HestRequest())
+    own = [r for r in result["rows"] if r["method"] == "mean predictor"]
+    logs = {}
+    for id in ("S1", "S2", "S3"):
+        barcodes = barcodes_of(task / "patches" / f"{id}.h5")
+        logs[id] = expression(task / "adata" / f"{id}.h5ad", barcodes, ["GENE0"])
+    mean = np.concatenate([logs["S2"], logs["S3"]]).mean()
+    mse = {r["item"]: r["mean"] for r in own if r["metric"] == "mse"}
+    assert mse["split 0"] == pytest.approx(((logs["S1"] - mean) ** 2).mean())
+    assert [r["mean"] for r in own if r["metric"] == "pcc"] == [None] * 3, "a constant has none"
+    assert "mean predictor" not in result["headline"]
+
+
+@pytest.mark.usefixtures("small_encoders")
+def test_rows_of_a_model_read_images_alone(tmp_path, run_elsewhere, monkeypatch) -> None:
+    task = write_task(tmp_path / "T", ["S1", "S2"], ["GENE0"])
+    seen = []
+    plain = hest_rows.prepare_slide
+    monkeypatch.setattr(
+        hest_rows,
+        "prepare_slide",
+        lambda slide, *a, **k: seen.append(slide) or plain(slide, *a, **k),
+    )
+    request = HestRequest(protocol="cv-alpha", models=[f"ours={run_elsewhere}"])
+    result, failed = bench_hest(task, tmp_path / "out", request)
+    assert failed == []
+    assert {"ours, r", "ours, e", "ours, r+e"} <= set(result["headline"])
+    assert sorted(slide.id for slide in seen) == ["S1", "S2"], "each is embedded once"
+    assert all(slide.counts is None and slide.genes is None for slide in seen)
+    text = (tmp_path / "out" / "results.md").read_text()
+    assert "ours on S1: held out, patient unknown" in text
+    assert "official split, held out, patient unknown" in text
+    kept = json.loads((tmp_path / "out" / "provenance.json").read_text())
+    assert list(kept["models"]) == ["ours"]
+    assert {id: len(files) for id, files in kept["tasks"]["T"].items()} == {"S1": 2, "S2": 2}
+
+
+@pytest.mark.usefixtures("small_encoders")
+def test_features_of_a_model_are_those_of_the_spots_that_the_patches_name(
+    tmp_path, run_elsewhere
+) -> None:
+    task = write_task(tmp_path / "T", ["S1", "S2"], ["GENE0"])
+    (found,) = read_tasks(task).values()
+    run = load_run(run_elsewhere)
+    seen = hest_rows.RunImages(run=run, sections=image_slides(found))
+    sample = found.samples()["S1"]
+    r = seen.reader("r")(sample)
+    slide = prepare_slide(read_one(f"{task}::S1", HEST), ["lattice"], spot_px=16, niche_px=24)
+    whole = Embedder(run).embed(without_counts(slide)).r
+    place = {b: i for i, b in enumerate(slide.spots["barcode"])}
+    rows = [place[b] for b in barcodes_of(sample.patches)]
+    np.testing.assert_allclose(r, whole[rows], atol=1e-5)
+    assert seen.reader("r+e")(sample).shape[1] == r.shape[1] + seen.reader("e")(sample).shape[1]
+
+
+@pytest.mark.usefixtures("small_encoders")
+def test_a_model_that_saw_a_test_sample_is_refused_or_branded(rng, tmp_path) -> None:
+    task = write_task(tmp_path / "T", ["S1", "S2"], ["GENE0"])
+    run = toy_run.save(toy_run.toy_run([toy_prepared(rng, id="S2")]), tmp_path / "run")
+    request = HestRequest(models=[str(run)])
+    with pytest.raises(ModelError, match="was trained on S2"):
+        bench_hest(task, tmp_path / "out", request)
+    bench_hest(task, tmp_path / "out", dataclasses.replace(request, allow_leak=True))
+    text = (tmp_path / "out" / "results.md").read_text()
+    assert "LEAK: trained on the slide" in text
+
+
+@pytest.mark.usefixtures("small_encoders")
+def test_a_sample_that_is_no_slide_of_spots_costs_the_models_rows_alone(
+    tmp_path, run_elsewhere
+) -> None:
+    task = write_task(tmp_path / "T", ["S1", "S2"], ["GENE0"])
+    (task / "metadata").mkdir(exist_ok=True)
+    (task / "metadata" / "S2.json").write_text(json.dumps({"st_technology": "Xenium"}))
+    result, failed = bench_hest(task, tmp_path / "out", HestRequest(models=[f"m={run_elsewhere}"]))
+    assert failed == []
+    notes = {r.get("note") for r in result["rows"] if r["method"] == "m, r"}
+    assert notes == {"S2 is no slide of spots that a model can read"}
+    assert "colour statistics" in result["headline"]
+
+
 def test_wrong_input(tmp_path) -> None:
     with pytest.raises(ConfigError, match="hest-readme"):
-        bench_hest(tmp_path, tmp_path / "out", "hest-readm")
+        bench_hest(tmp_path, tmp_path / "out", HestRequest(protocol="hest-readm"))
     with pytest.raises(ConfigError, match="no task"):
-        bench_hest(tmp_path, tmp_path / "out", "cv-alpha")
+        bench_hest(tmp_path, tmp_path / "out", HestRequest(protocol="cv-alpha"))
     task = write_task(tmp_path / "T", ["S1", "S2"], ["GENE0"])
     (task / "var_50genes.json").write_text(json.dumps(["GENE0"]))
     with pytest.raises(SlideError, match="no list of genes"):
-        bench_hest(task, tmp_path / "out", "cv-alpha")
+        bench_hest(task, tmp_path / "out", HestRequest(protocol="cv-alpha"))
     (task / "patches" / "S1.h5").unlink()
     with pytest.raises(SlideError, match="S1"):
-        bench_hest(task, tmp_path / "out", "cv-alpha")
+        bench_hest(task, tmp_path / "out", HestRequest(protocol="cv-alpha"))
     (task / "splits" / "test_0.csv").write_bytes((task / "splits" / "train_0.csv").read_bytes())
     with pytest.raises(SlideError):
-        bench_hest(task, tmp_path / "out", "cv-alpha")
+        bench_hest(task, tmp_path / "out", HestRequest(protocol="cv-alpha"))

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from st_align.benchmarks.ablation_cells import TABLE_3, Ablation, sensitivity, table_3
-from st_align.benchmarks.ablation_report import headline, markdown
+from st_align.benchmarks.ablation_report import draw, headline, markdown
 from st_align.benchmarks.audit import seen
 from st_align.benchmarks.cells import Bench, Cell, SkippedError, join
 from st_align.benchmarks.genes_data import NINE, usable
@@ -96,8 +96,8 @@ class Bed:
 def bench_ablation(
     corpus_path: Path, out: Path, request: AblationRequest
 ) -> tuple[dict[str, Any], list[str]]:
-    """Write results.csv, results.md and provenance into `out`, runs beside them; gives what
-    `--json` holds and the cells that failed: a configuration that fails is a row with the
+    """Write results.csv, results.md, figures and provenance into `out`, runs beside them; gives
+    what `--json` holds and the cells that failed: a configuration that fails is a row with the
     reason, and the same command tries it again.
 
     Raises:
@@ -117,10 +117,12 @@ def bench_ablation(
     text = markdown(rows, _setting(bed), bench.failed)
     write_csv(out / "results.csv", rows)
     replace_file(out / "results.md", text.encode())
+    draw(out, rows)
     bench.write_provenance(
         bench="ablation",
         corpus=str(bed.corpus.path),
         config=to_dict(request.config),
+        seeds=list(range(request.n_seeds)),
         splits=bed.splits.to_dict(),
         key=bed.key,
         configurations={a.name: dict(a.changes) for a in ablations},

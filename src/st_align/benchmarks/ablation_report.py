@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from st_align.benchmarks.ablation_cells import FULL, PAPER, SENSITIVITY, TABLE_3
+from st_align.benchmarks.dots import Column, draw_dots
 from st_align.benchmarks.table import Row
 
 _SHOWN = {
@@ -18,6 +20,7 @@ _SHOWN = {
     "MSE / mean predictor's": "mse_over_mean_predictor",
     "PCC": "pcc",
 }
+_DRAWN = {"ARI (more is better)": "ari", "MSE (less is better)": "mse"}
 
 
 def markdown(rows: Sequence[Row], setting: Sequence[str], failed: Sequence[str]) -> str:
@@ -42,15 +45,36 @@ def headline(rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
+def draw(out: Path, rows: Sequence[Row]) -> None:
+    """Write `out`/table-3.png and, where there is one, sensitivity.png: both metrics of every
+    configuration.
+    """
+    for track in (TABLE_3, SENSITIVITY):
+        shown = _methods(rows, track)
+        if not any(row.track == track for row in rows):
+            continue
+        columns = []
+        for title, metric in _DRAWN.items():
+            values = {method: _by_seed(rows, method, metric) for method in shown}
+            columns.append(
+                Column(title=title, values=values, reference=_mean(values.get(FULL, [])))
+            )
+        said = f"mean over held-out slides (grey: a seed; blue: their mean; orange: {FULL})"
+        draw_dots(out / f"{track.lower().replace(' ', '-')}.png", columns, said=said)
+
+
+def _methods(rows: Sequence[Row], track: str) -> list[str]:
+    """Configurations of a table; of sensitivity the full one stands beside."""
+    found = dict.fromkeys(row.method for row in rows if row.track == track)
+    return [FULL, *found] if track == SENSITIVITY else list(found)
+
+
 def _table(rows: Sequence[Row], track: str) -> str:
     paper = ["paper, ARI", "paper, MSE"] if track == TABLE_3 else []
     lines = [["configuration", *_SHOWN, *paper, ""]]
     lines.append(["---"] * len(lines[0]))
-    shown = (TABLE_3, SENSITIVITY) if track == SENSITIVITY else (TABLE_3,)
-    for method in dict.fromkeys(r.method for r in rows if r.track in shown):
+    for method in _methods(rows, track):
         own = [row for row in rows if row.method == method]
-        if track == SENSITIVITY and own[0].track == TABLE_3 and method != FULL:
-            continue
         cells = [_cell(_by_seed(rows, method, metric)) for metric in _SHOWN.values()]
         printed = PAPER.get(method.partition(" (")[0], PAPER.get(method, (None, None)))
         more = ["" if v is None else f"{v:.3f}" for v in printed] if paper else []

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from st_align.checkpoint import Run
 from st_align.errors import ConfigError, ModelError, nearest
 from st_align.infer import training_slides
-from st_align.slide import PreparedSlide
+from st_align.slide import PreparedSlide, Slide
 
 DONOR, SECTION = "donor-held-out", "section-held-out"
 UNKNOWN = "held out, patient unknown"
@@ -31,7 +31,7 @@ class Seen:
     by: tuple[str, ...] = ()
 
 
-def seen(slides: Mapping[str, str], target: PreparedSlide) -> Seen:
+def seen(slides: Mapping[str, str], target: PreparedSlide | Slide) -> Seen:
     """How far a method that saw `slides` (id -> patient) is from `target`.
 
     A slide is taken for the target under another name where one id is the end of the other after
@@ -59,7 +59,7 @@ class Contender:
     name: str
     runs: tuple[Run, ...]
 
-    def for_slide(self, target: PreparedSlide) -> tuple[Run, Seen]:
+    def for_slide(self, target: PreparedSlide | Slide) -> tuple[Run, Seen]:
         """The run that is farthest from the slide."""
         found = [(run, seen(training_slides(run), target)) for run in self.runs]
         return min(found, key=lambda pair: _RANK.index(pair[1].protocol))
@@ -84,7 +84,7 @@ def parse_model(given: str) -> tuple[str, str]:
 
 
 def require_no_leak(
-    models: Sequence[Contender], targets: Sequence[PreparedSlide], *, allow: bool
+    models: Sequence[Contender], targets: Sequence[PreparedSlide | Slide], *, allow: bool
 ) -> list[str]:
     """The audit as lines, one a model and slide; a leak is a ModelError unless allowed."""
     lines = []
@@ -103,7 +103,7 @@ def require_no_leak(
     return lines
 
 
-def _line(model: Contender, run: Run, target: PreparedSlide, found: Seen) -> str:
+def _line(model: Contender, run: Run, target: PreparedSlide | Slide, found: Seen) -> str:
     where = f"{model.name} ({run.path.name})" if len(model.runs) > 1 else model.name
     if found.protocol == SECTION:
         return f"{where} on {target.id}: {SECTION}; saw {', '.join(found.by)} of {target.patient}"

@@ -47,12 +47,14 @@ def compare(
     replacement, then spots within each, the same for both. Of a single slide, spots alone vary:
     what another slide would give is then not in the interval.
     """
-    weights = [rng.multinomial(len(a), np.full(len(a), 1 / len(a)), size=draws) for a in mine]
-    drawn = np.stack(
-        [[w @ a / len(a), w @ b / len(b)] for w, a, b in zip(weights, mine, other, strict=True)],
-        axis=1,
-    )  # [2, slides, draws]
-    n = len(weights)
+
+    def resampled(a: Floats, b: Floats) -> list[Floats]:
+        """[draws] means of both; the weights [draws, Q] of one slide are all that is held."""
+        weights = rng.multinomial(len(a), np.full(len(a), 1 / len(a)), size=draws)
+        return [weights @ a / len(a), weights @ b / len(b)]
+
+    drawn = np.stack([resampled(a, b) for a, b in zip(mine, other, strict=True)], axis=1)
+    n = drawn.shape[1]  # of [2, slides, draws]
     picked = rng.multinomial(n, np.full(n, 1 / n), size=draws).T / n
     a, b = (drawn * picked).sum(axis=1)
     whole_a, whole_b = (float(np.mean([v.mean() for v in values])) for values in (mine, other))

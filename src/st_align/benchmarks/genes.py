@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,8 @@ class GenesRequest:
     patients: Sequence[str] = ()
     test_patients: Sequence[str] = ()
     models: Sequence[str] = ()
+    weights: Mapping[str, str] = field(default_factory=dict)
+    """Paths of image encoders' weights by name."""
     min_reliability: float = 0.0
     niche: str | None = None
     seed: int = 0
@@ -121,7 +123,7 @@ def bench_genes(
     bench, made = Bench(out), []
     for plan in plans:
         made.append((plan.fold, _ceiling(bench, plan, request.seed)))
-    for method in _methods(corpus, niche, models):
+    for method in _methods(corpus, niche, models, request.weights):
         for plan in plans:
             for entry in method(plan):
                 made += [(plan.fold, cell) for cell in _cells(bench, plan, entry, request.seed)]
@@ -148,11 +150,13 @@ def bench_genes(
 Method = Callable[[FoldPlan], Sequence[Entry]]
 
 
-def _methods(corpus: Corpus, niche: str, models: Sequence[Contender]) -> Iterator[Method]:
+def _methods(
+    corpus: Corpus, niche: str, models: Sequence[Contender], weights: Mapping[str, str]
+) -> Iterator[Method]:
     """Every row of the table, one after another: what one has read is let go before the next."""
     yield _everywhere(MeanPredictor())
     yield _everywhere(RidgePredictor("colour statistics", colours, "colours-1"))
-    for name, encoder in image_encoders().items():
+    for name, encoder in image_encoders(weights):
         if isinstance(encoder, str):
             yield _absent(name, encoder)
             continue

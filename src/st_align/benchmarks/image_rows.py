@@ -5,17 +5,19 @@ Shape letters: N spots, D features.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from st_align.batch import Role
+from st_align.benchmarks.rows import parse_weights
 from st_align.colour import colour_statistics
-from st_align.encoders.base import FrozenEncoder, FrozenEntry, View, registered
+from st_align.encoders.base import FrozenEncoder, FrozenEntry, View, find, registered
 from st_align.encoders.lookup import find_weights, load_frozen
-from st_align.errors import SlideError, StAlignError
+from st_align.errors import ConfigError, ModelError, SlideError, StAlignError
 from st_align.features import Features, cached_features
 from st_align.slide import PreparedSlide
 
@@ -31,18 +33,39 @@ PARTS = ("r", "e", "r+e")
 """Image embeddings of a run: of the spot, of the niche, both."""
 
 
-def image_encoders() -> dict[str, FrozenEncoder | str]:
-    """Every registered frozen image encoder, or in words why it cannot run here."""
-    found: dict[str, FrozenEncoder | str] = {}
+def parse_image_weights(given: Iterable[str]) -> dict[str, str]:
+    """`NAME=PATH` of `--weights`; a name that is no frozen image encoder is a ConfigError, a path
+    where nothing lies a ModelError: both before any work is done.
+    """
+    weights = parse_weights(given)
+    for name, path in weights.items():
+        if not isinstance(find(name, "image"), FrozenEntry):
+            raise ConfigError(f"encoder {name!r} has no weights: it is trained with a model")
+        if not path.startswith("hf:") and not Path(path).expanduser().exists():
+            raise ModelError(
+                f"the weights of {name!r} are missing: {path}",
+                expected="a file or a folder, or hf:OWNER/NAME",
+                found="nothing there",
+            )
+    return weights
+
+
+def image_encoders(weights: Mapping[str, str]) -> Iterator[tuple[str, FrozenEncoder | str]]:
+    """Every registered frozen image encoder, or in words why it cannot run here; one is loaded at
+    a time. `weights` are paths by name; a file that is not the encoder's is a ModelError.
+    """
     for name, entry in registered().items():
         if not isinstance(entry, FrozenEntry) or entry.modality != "image":
             continue
+        if name in weights:
+            yield name, load_frozen(entry, weights[name])
+            continue
         try:
             absent = find_weights(entry, None) is None and bool(entry.info.files)
-            found[name] = "no weights" if absent else load_frozen(entry, None)
+            found = "no weights" if absent else load_frozen(entry, None)
         except StAlignError as error:
-            found[name] = error.one_line()
-    return found
+            found = error.one_line()
+        yield name, found
 
 
 def colours(slide: PreparedSlide) -> NDArray[np.float32]:

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from st_align.benchmarks.audit import (
     LEAK,
@@ -28,7 +29,7 @@ from st_align.benchmarks.audit import (
 )
 from st_align.benchmarks.cells import Bench, Cell
 from st_align.benchmarks.genes_data import usable
-from st_align.benchmarks.image_rows import colours, frozen
+from st_align.benchmarks.image_rows import VIEWS, Read, colours, frozen
 from st_align.benchmarks.retrieval_report import CHANCE, Report
 from st_align.benchmarks.retrieval_ridge import SCALES, fit_ridge_retriever
 from st_align.benchmarks.retrieval_scores import chance_scores, ranks, retrieval_scores
@@ -46,7 +47,8 @@ from st_align.slide import PreparedSlide
 RING = "lattice"
 Pair = tuple[NDArray[np.floating], NDArray[np.floating]]
 """Image and gene vectors [N, D] of one space."""
-Spaces = Mapping[str, Pair]
+Spaces = Mapping[str, Callable[[], Pair]]
+"""By method; joined and centred when asked for, so that a cohort's are never all in memory."""
 DIRECTIONS = ("image → gene", "gene → image")
 OWN, POOLED = "own slide", "pooled"
 _UNGATED = "efficientnet-lite0"
@@ -75,8 +77,8 @@ class Part:
 def bench_retrieval(
     corpus_path: Path, out: Path, request: RetrievalRequest
 ) -> tuple[dict[str, Any], list[str]]:
-    """Write results.csv, results.md and provenance into `out`; gives what `--json` holds and the
-    cells that failed.
+    """Write results.csv, results.md, retrieval.png and provenance into `out`; gives what `--json`
+    holds and the cells that failed.
 
     Raises:
         ConfigError: no model, an unknown slide, or no slide that the models did not see.
@@ -101,6 +103,7 @@ def bench_retrieval(
     rows = report.rows()
     write_csv(out / "results.csv", rows)
     replace_file(out / "results.md", text.encode())
+    report.draw(out / "retrieval.png")
     bench.write_provenance(
         bench="retrieval",
         corpus=str(corpus.path),
@@ -155,13 +158,9 @@ def _model_cell(bench: Bench, corpus: Corpus, part: Part, seed: int) -> Cell:
         def spaces(slide: PreparedSlide) -> Spaces:
             found, use = reader.embed(slide), slide.total_umi > 0
             r, u, e, t = (v[use] for v in (found.r, found.u, found.e, found.t))
-            raw = {
-                f"{name}, spot (r, u)": (r, u),
-                f"{name}, niche (e, t)": (e, t),
-                f"{name}, both": (_joined(r, e), _joined(u, t)),
-            }
-            centred = {f"{k}, centred": (_centred(a), _centred(b)) for k, (a, b) in raw.items()}
-            return raw | centred
+            names = [f"{name}, {what}" for what in ("spot (r, u)", "niche (e, t)", "both")]
+            raw = _three(names, (r, u), (e, t))
+            return {**raw, **{f"{k}, centred": _centred(pair) for k, pair in raw.items()}}
 
         chance = [
             _row(part, CHANCE, slide, gallery, metric, value, seed)
@@ -187,20 +186,24 @@ def _ridge_cell(bench: Bench, corpus: Corpus, part: Part, seed: int) -> Cell:
             for s in corpus.slides(trained)
             if s.has_image and s.counts is not None and (s.total_umi > 0).any()
         ]
-        niche, encoder = part.run.config.data.niche, _encoder(part.run)
-        reads = {s: (frozen(corpus, encoder, s, niche), colours) for s in ("spot", "niche")}
-        ridge = fit_ridge_retriever(train, niche, reads)
+        spec, encoder = part.run.config.data.niche, _encoder(part.run)
+        reads: dict[str, tuple[Read, ...]] = {
+            scale: (frozen(corpus, encoder, scale, spec), colours) for scale in VIEWS
+        }
+        ridge = fit_ridge_retriever(train, spec, reads)
 
         def spaces(slide: PreparedSlide) -> Spaces:
             use = slide.total_umi > 0
-            found: dict[str, Pair] = {}
+            found: dict[str, Callable[[], Pair]] = {}
             for whiten in (False, True):
                 title = "ridge, whitened" if whiten else "ridge"
-                si, ni = (ridge.from_image(slide, s, whiten=whiten)[use] for s in SCALES)
-                sg, ng = (ridge.from_counts(slide, s, whiten=whiten)[use] for s in SCALES)
-                found[f"{title}, spot"] = (si, sg)
-                found[f"{title}, niche"] = (ni, ng)
-                found[f"{title}, both"] = (_joined(si, ni), _joined(sg, ng))
+                spot, niche = (
+                    (ridge.from_image(slide, scale, whiten=whiten)[use],
+                     ridge.from_counts(slide, scale, whiten=whiten)[use])
+                    for scale in SCALES
+                )  # fmt: skip
+                names = [f"{title}, {what}" for what in ("spot", "niche", "both")]
+                found |= _three(names, spot, niche)
             return found
 
         return _score(part, spaces, seed)
@@ -216,11 +219,13 @@ def _score(part: Part, spaces_of: Callable[[PreparedSlide], Spaces], seed: int) 
     found = {slide.id: spaces_of(slide) for slide in part.slides}
     rows: list[Row] = []
     arrays: dict[str, NDArray[Any]] = {}
-    for method in next(iter(found.values())):
+    for method in tqdm(next(iter(found.values())), desc="rank", unit="space"):
+        pairs = {id: spaces[method]() for id, spaces in found.items()}
         for gallery, group in _galleries(part.slides):
             rings, starts = _pooled_rings(group)
-            pairs = [found[s.id][method] for s in group]
-            image, gene = (np.concatenate(v) for v in zip(*pairs, strict=True))
+            image, gene = (
+                np.concatenate(v) for v in zip(*(pairs[s.id] for s in group), strict=True)
+            )
             for direction, sides in zip(DIRECTIONS, ((image, gene), (gene, image)), strict=True):
                 ranked = ranks(*sides, rings)
                 for slide, start, stop in zip(group, starts[:-1], starts[1:], strict=True):
@@ -323,11 +328,27 @@ def _encoder(run: Run) -> FrozenEncoder:
     return load_frozen(entry, None)
 
 
+def _three(names: Sequence[str], spot: Pair, niche: Pair) -> Spaces:
+    """The space of spots, that of niches, and both."""
+    spaces = (
+        lambda: spot,
+        lambda: niche,
+        lambda: (_joined(spot[0], niche[0]), _joined(spot[1], niche[1])),
+    )
+    return dict(zip(names, spaces, strict=True))
+
+
+def _centred(pair: Callable[[], Pair]) -> Callable[[], Pair]:
+    """Both sides less their mean on the slide."""
+
+    def centred() -> Pair:
+        image, gene = pair()
+        return image - image.mean(axis=0), gene - gene.mean(axis=0)
+
+    return centred
+
+
 def _joined(a: NDArray[np.floating], b: NDArray[np.floating]) -> NDArray[np.floating]:
     """Unit vectors side by side: their cosine is the mean of both cosines."""
     halves = [v / np.maximum(np.linalg.norm(v, axis=1, keepdims=True), 1e-30) for v in (a, b)]
     return np.concatenate(halves, axis=1)
-
-
-def _centred(values: NDArray[np.floating]) -> NDArray[np.floating]:
-    return np.asarray(values - values.mean(axis=0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from st_align.benchmarks.bootstrap import Comparison, compare
 from st_align.benchmarks.cells import Cell
+from st_align.benchmarks.dots import Column, draw_dots
 from st_align.benchmarks.retrieval_scores import KS, NEAR
 from st_align.benchmarks.table import Row
 
@@ -79,6 +81,21 @@ class Report:
                 "aim_met": bool(ratio.value >= AIM and ratio.low > 1),
             }
         return found
+
+    def draw(self, path: Path) -> None:
+        """Write a PNG: recall@10 of every method, a column a track."""
+        columns = []
+        for track in self.tracks():
+            own = [r for r in self.rows() if (r.track, r.metric) == (track, f"recall@{_AT}")]
+            values = {
+                method: [r.value for r in own if r.method == method and r.value is not None]
+                for method in dict.fromkeys(r.method for r in own)
+            }
+            chance = values.pop(CHANCE, [])
+            reference = float(np.mean(chance)) if chance else None
+            columns.append(Column(title=track, values=values, reference=reference))
+        said = f"recall@{_AT} (grey: a slide; blue: their mean; orange: chance)"
+        draw_dots(path, columns, said=said)
 
     def _recall(self, track: str) -> str:
         lines = []

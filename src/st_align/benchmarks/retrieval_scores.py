@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 KS = (1, 5, 10, 50)
 NEAR = "within one ring"
-_BLOCK = 512
+_AT_ONCE = 4_000_000
+"""Cosines held at a time, 32 MB: a pooled gallery of a cohort has more pairs than fit into memory.
+"""
 _TIE = 1e-12
 """Cosines nearer than this are equal: products of equal vectors differ in their last bits."""
 
@@ -39,8 +41,9 @@ def ranks(
     """
     a, b = _unit(queries), _unit(gallery)
     own, near = np.empty(len(a)), np.empty(len(a))
-    for start in range(0, len(a), _BLOCK):
-        rows = np.arange(start, min(start + _BLOCK, len(a)))
+    step = max(1, _AT_ONCE // len(b))
+    for start in range(0, len(a), step):
+        rows = np.arange(start, min(start + step, len(a)))
         scores = a[rows] @ b.T
         mine = scores[np.arange(len(rows)), rows]
         around = np.take_along_axis(scores, np.maximum(rings[rows], 0), axis=1)

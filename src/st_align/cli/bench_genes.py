@@ -31,6 +31,10 @@ def bench_genes(
         list[str] | None,
         typer.Option(help="RUN or NAME=RUN; may repeat: each slide by a run that did not see it."),
     ] = None,
+    weights: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=PATH", help="Of an image encoder; may repeat."),
+    ] = None,
     niche: Annotated[str | None, typer.Option(help="Niche whose crops encoders see.")] = None,
     allow_leak: Annotated[bool, typer.Option(help="Score a model on slides it saw.")] = False,
     seed: Seed = 0,
@@ -38,6 +42,7 @@ def bench_genes(
 ) -> None:
     """Expression from the image alone, by patient (the paper's Table 2), beside the mean."""
     from st_align.benchmarks.genes import GenesRequest, bench_genes
+    from st_align.benchmarks.image_rows import parse_image_weights
     from st_align.errors import ConfigError
 
     if genes and top_hvg:
@@ -48,6 +53,7 @@ def bench_genes(
         patients=patients or (),
         test_patients=test_patients or (),
         models=model or (),
+        weights=parse_image_weights(weights or ()),
         min_reliability=min_reliability,
         niche=niche,
         seed=seed,

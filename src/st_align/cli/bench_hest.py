@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from st_align.cli.bench import bench_app
+from st_align.cli.bench import AllowLeak, Models, bench_app
 from st_align.cli.bench_end import finish
 from st_align.cli.options import Json
 
@@ -19,10 +19,23 @@ def bench_hest(
     protocol: Annotated[
         str, typer.Option(help="hest-readme, hest-a13 or cv-alpha.")
     ] = "hest-readme",
+    model: Models = None,
+    weights: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=PATH", help="Of an image encoder; may repeat."),
+    ] = None,
+    allow_leak: AllowLeak = False,
     json: Json = None,
 ) -> None:
     """HEST-bench's regression on its own folders and official splits."""
-    from st_align.benchmarks.hest import bench_hest
+    from st_align.benchmarks.hest import HestRequest, bench_hest
+    from st_align.benchmarks.image_rows import parse_image_weights
 
-    result, failed = bench_hest(root, out, protocol)
+    request = HestRequest(
+        protocol=protocol,
+        models=model or (),
+        weights=parse_image_weights(weights or ()),
+        allow_leak=allow_leak,
+    )
+    result, failed = bench_hest(root, out, request)
     finish(result, failed, out, json)
