@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from st_align.commands import features
 from st_align.commands.features import FeatureRequest, fill_features
 from st_align.corpus_build import build_corpus
 from st_align.doctor import check, describe
@@ -128,3 +131,12 @@ def test_doctor_tells_alternatives_from_files_that_belong_together():
     assert "hibou-b.pth, model.safetensors or pytorch_model.bin;" in found
     assert "best_model.pt, with args.json and vocab.json in its folder" in found
     assert "sees the corpus's patches, as they are" in found
+
+
+def test_ranks_share_the_slides(corpus, monkeypatch):
+    """The second of two ranks, which does not have the result."""
+    second = SimpleNamespace(global_rank=1, world_size=2, is_global_zero=False)
+    second.device, second.all_reduce = "cpu", lambda counts, reduce_op: counts
+    monkeypatch.setattr(features, "launch", lambda: second)
+    assert fill_features(corpus.path, ask()) is None
+    assert [path.parents[1].name for path in corpus.path.glob("slides/*/features/*")] == ["b"]

@@ -7,7 +7,7 @@ from PIL import Image
 
 from sources import assert_reads_as, section, write_stimage
 from st_align.errors import ConfigError, SlideError
-from st_align.io import ReadOptions, find_slides, read_one, stimage
+from st_align.io import ReadOptions, find_slides, read_one
 from st_align.io.stimage import select_meta
 
 META = """slide,species,tissue,pmid,tech,spot_num
@@ -102,11 +102,6 @@ def test_the_study_is_the_patient(root):
     assert [s.patient for s in slides] == ["GSE1", "GSE1", "GSE2"]
     assert {s.patient_origin for s in slides} == {"study"}
     assert any("whole study 'GSE1'" in warning for warning in slides[0].warnings)
-
-
-def test_counts_are_read_by_blocks(tmp_path, st, monkeypatch):
-    monkeypatch.setattr(stimage, "BLOCK_BYTES", 200)
-    assert_reads_as(read_one(write_stimage(tmp_path, st, "ST")), st)
 
 
 def test_repeated_and_empty_symbols(tmp_path, st):

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -32,7 +33,10 @@ from st_align.recut import Cut, field_cut, field_px, field_warning, source_image
 from st_align.slide import Niche, PreparedSlide
 from st_align.spill import Spill
 
-BATCH = 64
+_BATCH = {"cpu": 16, "cuda": 64}
+"""Spots at once. On a CPU more make activations so large that the C library takes them from the
+system anew each time: half of the time then goes into page faults.
+"""
 _SYNC_EVERY, _SYNC_SECONDS = 16, 30.0
 """Batches, and seconds, between two syncs of a cache that is being filled: a slow network must not
 lose what it took many minutes to see.
@@ -63,7 +67,7 @@ def slide_features(
     view: View,
     *,
     niche_spec: str,
-    batch: int = BATCH,
+    batch: int | None = None,
     seed: int = 0,
     progress: bool = False,
 ) -> Features | None:
@@ -74,7 +78,7 @@ def slide_features(
     spots without a library get zeros. Chance, if an encoder uses any, is seeded by `seed`. What is
     too large for memory lies in a temporary file.
     """
-    work = _Work(slide, encoder, view, niche_spec, batch, seed, progress)
+    work = _Work(slide, encoder, view, niche_spec, batch or batch_size(), seed, progress)
     if not work.possible:
         return None
     tokens, pooled = (Spill(shape, np.float16) for shape in work.shapes)
@@ -94,7 +98,7 @@ def cached_features(
     view: View,
     *,
     niche_spec: str,
-    batch: int = BATCH,
+    batch: int | None = None,
     progress: bool = False,
 ) -> Features | None:
     """`slide_features` of a corpus slide, memory-mapped from its cache, which is filled if need be.
@@ -103,7 +107,8 @@ def cached_features(
     at once. A corpus that cannot be written to, or has no room, is an OutputError.
     """
     slide = corpus.slide(slide_id)
-    work = _Work(slide, encoder, view, niche_spec, batch, 0, progress, corpus)
+    size = batch or batch_size()
+    work = _Work(slide, encoder, view, niche_spec, size, 0, progress, corpus)
     if not work.possible:
         return None
     folder = feature_folder(corpus, slide_id, encoder, view, niche_spec)
@@ -119,6 +124,11 @@ def cached_features(
             fix="delete this folder: it is filled again when it is needed",
         ) from error
     return Features(tokens=tokens, pooled=pooled)
+
+
+def batch_size() -> int:
+    """How many spots an encoder sees at once on this machine; it changes no feature."""
+    return _BATCH["cuda" if torch.cuda.is_available() else "cpu"]
 
 
 def feature_folder(
@@ -241,19 +251,25 @@ class _Work:
 
     def _checked(self, encoded: Encoded, given: NDArray[np.bool_]) -> Arrays:
         """float16 tokens and pooled of a batch, zeros where nothing was `given` [B]."""
-        out = []
+        out, n = [], int(given.sum())
         for tensor, shape in zip(encoded, self.shapes, strict=True):
-            values, expected = tensor.detach().cpu().numpy(), (int(given.sum()), *shape[1:])
-            if values.shape != expected or not np.isfinite(values).all():
-                found = f"shape {values.shape}" if values.shape != expected else "NaN or infinity"
+            expected, found = (n, *shape[1:]), f"shape {tuple(tensor.shape)}"
+            fits = tensor.shape == expected
+            # The extremes of a batch tell in one pass what a look at every value tells in ten.
+            if fits and n and not torch.stack(tensor.aminmax()).isfinite().all():
+                fits, found = False, "NaN or infinity"
+            if not fits:
                 raise ModelError(
                     f"encoder {self.encoder.name!r} gave unusable features on {self.slide.id!r}",
                     expected=f"finite values of shape {expected}",
                     found=found,
                 )
-            filled = np.zeros((len(given), *shape[1:]), np.float16)
-            filled[given] = np.clip(values, -_LIMIT, _LIMIT)
-            out.append(filled)
+            values = tensor.detach().clamp(-_LIMIT, _LIMIT).half().cpu().numpy()
+            if n < len(given):
+                filled = np.zeros((len(given), *shape[1:]), np.float16)
+                filled[given] = values
+                values = filled
+            out.append(values)
         return out[0], out[1]
 
 

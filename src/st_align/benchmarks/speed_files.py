@@ -30,51 +30,50 @@ _TILE = 512
 _COHORT = (8, 1_500)
 _BATCH = 256
 
-_BARE = """
-import sys
-from pyarrow import csv
-csv.read_csv(sys.argv[1], read_options=csv.ReadOptions(use_threads=False))
-"""
+_LARGE_BLOCK = 1 << 24
 _OURS = """
 import sys
 from pathlib import Path
 import pyarrow.csv, scipy.sparse
-from st_align.io.stimage import read_counts
-read_counts(Path(sys.argv[1]))
+from st_align.io.count_csv import read_count_csv
+read_count_csv(Path(sys.argv[1]))
 """
 
 
 def stimage(work: Path, seed: int) -> Iterator[Figure]:
-    """A dense count CSV to sparse, beside a bare `pyarrow.csv.read_csv` of it on one thread."""
+    """A dense count CSV to sparse, beside `pyarrow.csv.read_csv` of it: as it is, and in large
+    blocks on one thread, which suits wide tables better.
+    """
     from pyarrow import csv
 
-    from st_align.io.stimage import BLOCK_BYTES, read_counts
+    from st_align.io.count_csv import read_count_csv
 
     path = work / "counts.csv"
     write_count_csv(path, *_CSV, np.random.default_rng(seed))
-    one = csv.ReadOptions(use_threads=False)
-    large = csv.ReadOptions(use_threads=False, block_size=BLOCK_BYTES)
+    large = csv.ReadOptions(use_threads=False, block_size=_LARGE_BLOCK)
     times = interleaved(
         {
-            "ours": lambda: read_counts(path),
-            "bare": lambda: csv.read_csv(path, read_options=one),
+            "ours": lambda: read_count_csv(path),
+            "bare": lambda: csv.read_csv(path),
             "blocks": lambda: csv.read_csv(path, read_options=large),
         }
     )
-    for side, case in (("bare", "pyarrow's defaults"), ("blocks", "pyarrow with our block size")):
+    for side, case in (("bare", "pyarrow's defaults"), ("blocks", "16 MB blocks, one thread")):
         runs = ratios(times["ours"].wall, times[side].wall)
         figure = at_most(1.25, float(np.median(runs)))
         yield Figure(figure="count CSV, time over bare", case=case, unit="x", runs=runs, **figure)
     yield _seconds("count CSV", "{:,} x {:,}".format(*_CSV), times["ours"].wall)
+    counts = read_count_csv(path).counts
+    held = counts.data.nbytes + counts.indices.nbytes + counts.indptr.nbytes
     dense = 8 * _CSV[0] * _CSV[1]
     base = in_child(python(_OURS.rsplit("\n", 2)[0])).peak
-    peaks = [in_child(python(_OURS, str(path))).peak - base for _ in range(3)]
-    share = max(peaks) / dense
-    figure = at_most(1.0, share)
-    note = f"{max(peaks) / 1e6:,.0f} MB"
-    yield Figure(
-        figure="count CSV, peak memory over dense float64", case="", unit="x", note=note, **figure
-    )
+    peak = max(in_child(python(_OURS, str(path))).peak - base for _ in range(3))
+    for case, against, bound in (("dense float64", dense, 1.0), ("the sparse result", held, 1.5)):
+        note = f"{peak / 1e6:,.0f} of {against / 1e6:,.0f} MB"
+        yield Figure(
+            figure=f"count CSV, peak memory over {case}", case="", unit="x", note=note,
+            **at_most(bound, peak / against),
+        )  # fmt: skip
 
 
 def write_count_csv(path: Path, n_spots: int, n_genes: int, rng: np.random.Generator) -> None:

@@ -126,7 +126,7 @@ def features(corpus: Corpus, name: str) -> Iterator[Figure]:
     """Frozen features of niche patches, written to a cache, against the bare network."""
     from st_align.encoders.base import FrozenEntry, find
     from st_align.encoders.lookup import load_frozen
-    from st_align.features import BATCH, cached_features, feature_folder
+    from st_align.features import batch_size, cached_features, feature_folder
 
     entry = find(name)
     if not isinstance(entry, FrozenEntry) or entry.modality != "image":
@@ -138,8 +138,9 @@ def features(corpus: Corpus, name: str) -> Iterator[Figure]:
     patches = slide.niches[spec].patches
     if patches is None:
         raise ConfigError(f"slide {id!r} has no image")
-    pixels = encoder.pixels.read(np.array(patches[:BATCH]), encoder._device)
-    blocks = -(-slide.n_spots // BATCH)
+    size = batch_size()
+    pixels = encoder.pixels.read(np.array(patches[:size]), encoder._device)
+    blocks = -(-slide.n_spots // size)
 
     def ours() -> None:
         folder = feature_folder(corpus, id, encoder, "niche", spec)
@@ -153,7 +154,7 @@ def features(corpus: Corpus, name: str) -> Iterator[Figure]:
 
     times = interleaved({"bare": bare, "ours": ours})
     # The last batch of ours may be smaller: compare images, not blocks.
-    scale = slide.n_spots / (blocks * BATCH)
+    scale = slide.n_spots / (blocks * size)
     runs = tuple(scale * r for r in ratios(times["bare"].wall, times["ours"].wall))
     yield Figure(
         figure="frozen features, share of the bare network's speed",

@@ -59,7 +59,7 @@ class Pixels:
         if self.side is not None:
             pixels = self.resized(pixels, self.side)
         mean, sd = (255 * torch.tensor(c, device=device).view(3, 1, 1) for c in self.colours)
-        return (pixels.to(device).float() - mean) / sd
+        return pixels.to(device).float().sub_(mean).div_(sd)
 
     def resized(self, pixels: Tensor, side: int) -> Tensor:
         """uint8 [B, 3, height, width] -> uint8 [B, 3, side, side], antialiased as PIL does it."""

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import csv
 import functools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
-from scipy import sparse
 
 from st_align.errors import SlideError
 from st_align.expression import unify_genes
 from st_align.image import open_image
 from st_align.io.check import check_id, match_barcodes, raw_counts, spacing
+from st_align.io.count_csv import read_count_csv
 from st_align.io.refs import TECHNOLOGIES, Found, ReadOptions, SlideRef
 from st_align.io.tables import read_table
 from st_align.io.technology import from_barcodes, st_places
@@ -28,7 +25,6 @@ _IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".btf")
 _META = ("slide", "species", "tissue", "tech", "spot_num")
 _LICENCE = "MIT, as part of STimage-1K4M"
 """Of the slides that its index names."""
-BLOCK_BYTES = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -174,7 +170,7 @@ def _read(source: _Source, folder: Path, options: ReadOptions) -> Slide:
     coord, gene_exp = _tables(folder, id)
     coordinates = _read_coordinates(coord)
     spots = coordinates.index.to_numpy(str)
-    barcodes, counts, symbols = read_counts(gene_exp)
+    barcodes, counts, symbols = read_count_csv(gene_exp)
     rows = match_barcodes(barcodes, spots, f"slide {id!r}")
     warnings = []
     if len(barcodes) < len(spots):
@@ -223,55 +219,3 @@ def _read_coordinates(path: Path) -> pd.DataFrame:
             found=str(error),
         ) from error
     return table.set_axis(table.index.astype(str), axis=0)
-
-
-def read_counts(path: Path) -> tuple[NDArray[np.str_], sparse.csr_array, list[str]]:
-    """Spots x symbols, read in blocks: 5,000 x 36,000 as float64 would take 1.4 GB."""
-    import pyarrow as pa
-
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            header = next(csv.reader(file), [])
-        try:
-            barcodes, counts = _parsed(path, len(header), pa.int32())
-        except (ValueError, pa.ArrowException):  # not whole numbers, or not all of them are there
-            barcodes, counts = _parsed(path, len(header), pa.float64())
-        return np.array(barcodes, str), counts, header[1:]
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise SlideError(
-            f"{path} is not a table of counts",
-            expected="a header of gene symbols, then one row per spot: its name and its counts",
-            found=str(error).splitlines()[0][:200],
-        ) from error
-
-
-def _parsed(path: Path, n_columns: int, kind: Any) -> tuple[list[str], sparse.csr_array]:
-    """Names of the spots, and their counts read as numbers of an Arrow type; as whole numbers,
-    which take half the memory, a value that is missing is a ValueError.
-    """
-    import pyarrow as pa
-    from pyarrow import csv as pa_csv
-
-    names = [str(i) for i in range(n_columns)]  # symbols may repeat or be empty
-    reader = pa_csv.open_csv(
-        path,
-        read_options=pa_csv.ReadOptions(
-            column_names=names, skip_rows=1, block_size=BLOCK_BYTES, use_threads=False
-        ),
-        convert_options=pa_csv.ConvertOptions(
-            column_types=dict.fromkeys(names, kind) | {"0": pa.string()},
-            null_values=["", "NA", "NaN", "nan"],
-        ),
-    )
-    with_gaps, dtype = pa.types.is_floating(kind), kind.to_pandas_dtype()
-    barcodes: list[str] = []
-    blocks = [sparse.csr_array((0, n_columns - 1), dtype=dtype)]
-    for batch in reader:
-        first, *columns = batch.columns
-        barcodes.extend(map(str, first.to_pylist()))
-        dense = np.empty((len(columns), len(first)), dtype)
-        for row, column in zip(dense, columns, strict=True):
-            row[:] = column.to_numpy(zero_copy_only=not with_gaps)
-        # Genes by spots is how Arrow has them; to turn the few that are not 0 is cheaper.
-        blocks.append(sparse.csr_array(sparse.csr_array(dense).T))
-    return barcodes, sparse.vstack(blocks, format="csr")
