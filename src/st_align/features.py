@@ -85,7 +85,7 @@ def slide_features(
     for stop, arrays in work.encoded(first=0):
         rows = slice(stop - len(arrays[0]), stop)
         tokens.values[rows], pooled.values[rows] = arrays
-        if stop % tokens.rows < batch:
+        if stop % tokens.rows < work.batch:
             tokens.written()
     found = (np.asarray(spill.values, np.float16) for spill in (tokens, pooled))
     return Features(**dict(zip(("tokens", "pooled"), found, strict=True)))

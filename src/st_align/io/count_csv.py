@@ -114,7 +114,8 @@ def _rows(text: bytes, n_genes: int, kind: Any, before: int) -> tuple[list[str],
     import pyarrow as pa
     from pyarrow import csv as pa_csv
 
-    names, rows = [], []
+    names: list[str] = []
+    rows: list[bytes] = []
     for line in text.splitlines():
         if not line.strip():
             continue
