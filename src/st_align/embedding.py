@@ -69,7 +69,8 @@ def embed_spots(
         batches = prefetch(data.batch, blocks)
         for batch in tqdm(batches, total=len(blocks), desc="embed", disable=not progress):
             vectors = model(batch.to(device))
-            parts.append([v.float().cpu().numpy() for v in vectors])
+            # Copies: a view would keep the batch's tokens, 50 kB a spot.
+            parts.append([v.float().cpu().numpy().copy() for v in vectors])
             has_image.append(batch.has_image.numpy())
             has_counts.append(batch.has_counts.numpy())
     model.train(training)
