@@ -163,7 +163,9 @@ class Embedder:
             return None
         niche = self.run.config.data.niche
         if self.corpus is not None:
-            return cached_features(self.corpus, slide.id, encoder, VIEW[role], niche_spec=niche)
+            return cached_features(
+                self.corpus, slide.id, encoder, VIEW[role], niche_spec=niche, progress=self.progress
+            )
         return slide_features(slide, encoder, VIEW[role], niche_spec=niche, progress=self.progress)
 
     def _expression(self, slide: PreparedSlide) -> PanelExpression | None:
