@@ -63,18 +63,20 @@ def embed_spots(
     training = model.training
     model.eval()
     blocks = [ids[start : start + _BATCH] for start in range(0, len(ids), _BATCH)]
-    parts: list[list[NDArray[np.float32]]] = []
-    has_image, has_counts = [], []
+    # One array for all batches: small ones kept from each would pin the heap that batches leave.
+    found: list[NDArray[np.float32]] = []
+    has_image, has_counts = np.empty((2, len(ids)), np.bool_)
     with torch.inference_mode():
         batches = prefetch(data.batch, blocks)
-        for batch in tqdm(batches, total=len(blocks), desc="embed", disable=not progress):
+        for i, batch in enumerate(tqdm(batches, "embed", len(blocks), disable=not progress)):
             vectors = model(batch.to(device))
-            # Copies: a view would keep the batch's tokens, 50 kB a spot.
-            parts.append([v.float().cpu().numpy().copy() for v in vectors])
-            has_image.append(batch.has_image.numpy())
-            has_counts.append(batch.has_counts.numpy())
+            found = found or [np.empty((len(ids), v.shape[1]), np.float32) for v in vectors]
+            rows = slice(i * _BATCH, (i + 1) * _BATCH)
+            for values, vector in zip(found, vectors, strict=True):
+                values[rows] = vector.float().cpu().numpy()
+            has_image[rows], has_counts[rows] = batch.has_image.numpy(), batch.has_counts.numpy()
     model.train(training)
-    r, u, e, t, h_spot, h_niche = (np.concatenate(p) for p in zip(*parts, strict=True))
+    r, u, e, t, h_spot, h_niche = found
     return SlideVectors(
         r=r,
         u=u,
@@ -82,6 +84,6 @@ def embed_spots(
         t=t,
         h_spot=h_spot,
         h_niche=h_niche,
-        has_image=np.concatenate(has_image),
-        has_counts=np.concatenate(has_counts),
+        has_image=has_image,
+        has_counts=has_counts,
     )
