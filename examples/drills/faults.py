@@ -23,6 +23,8 @@ import numpy as np
 KILLS, SLIDES, SPOTS = 20, 6, 250
 FRESH = ("metrics.jsonl", "provenance.json")
 """Files of a run that hold times and commands."""
+PLACED = ("sources.json",)
+"""Says where the sources lie as seen from the corpus: other in a corpus of another depth."""
 
 
 def st_align(*arguments: object) -> list[str]:
@@ -133,7 +135,7 @@ class Drills:
         left = len(list(disk.place.glob("corpus/slides/[!.]*")))
         disk.change(f"size={int(4 * need)}m")
         run(*command)
-        require_equal(disk.place / "corpus", self.corpus)
+        require_equal(disk.place / "corpus", self.corpus, PLACED)
         return f"{said}; {left} of {SLIDES} slides kept, and the rest after making room"
 
     def disk_full_in_features(self) -> str:
@@ -200,7 +202,7 @@ class Drills:
         shutil.copytree(self.source, first / "Quelle 1")
         patients = ["--patients", first / "Quelle 1" / "patients.csv"]
         run("prepare", first / "Quelle 1" / "slides", *patients, "--out", first / "Korpus ä")
-        require_equal(first / "Korpus ä", self.corpus)
+        require_equal(first / "Korpus ä", self.corpus, PLACED)
         first.rename(second)
         corpus, out = second / "Korpus ä", second / "Lauf ñ"
         run("train", corpus, "--out", out, *self.train)
