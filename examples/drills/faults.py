@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -87,7 +88,7 @@ class Drills:
 
     def __init__(self, work: Path) -> None:
         self.work, self.rng = work, np.random.default_rng(0)
-        self.source, self.corpus, self.model = (work / n for n in ("source", "corpus", "run"))
+        self.source, self.corpus = work / "source", work / "corpus"
         run("simulate", "--out", self.source, "--slides", SLIDES, "--spots", SPOTS)
         self.prepare = [
             "prepare",
@@ -99,8 +100,13 @@ class Drills:
         start = time.perf_counter()
         run(*self.prepare, "--out", self.corpus)
         self.prepare_s = time.perf_counter() - start
-        shutil.copytree(self.corpus, work / "as-trained")
-        run("train", work / "as-trained", "--out", self.model, *self.train)
+
+    @cached_property
+    def model(self) -> Path:
+        """The undisturbed run, of the corpus `as-trained`, which has its features."""
+        shutil.copytree(self.corpus, self.work / "as-trained")
+        run("train", self.work / "as-trained", "--out", self.work / "run", *self.train)
+        return self.work / "run"
 
     def prepare_killed(self) -> str:
         """SIGKILL at random moments, one process."""
@@ -140,7 +146,7 @@ class Drills:
 
     def disk_full_in_features(self) -> str:
         """Room for the corpus and half of its features."""
-        whole = self.work / "as-trained"
+        whole = self.model.parent / "as-trained"
         need = sum(p.stat().st_size for p in self.corpus.rglob("*")) / 2**20
         features = sum(p.stat().st_size for p in whole.rglob("*.npy")) / 2**20 - need
         disk = Disk(self.work / "full-features", need + max(features, 1) * 0.5)
