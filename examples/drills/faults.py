@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,8 @@ import numpy as np
 KILLS, SLIDES, SPOTS = 20, 6, 250
 FRESH = ("metrics.jsonl", "provenance.json")
 """Files of a run that hold times and commands."""
+PLACED = ("sources.json",)
+"""Says where the sources lie as seen from the corpus: other in a corpus of another depth."""
 
 
 def st_align(*arguments: object) -> list[str]:
@@ -85,7 +88,7 @@ class Drills:
 
     def __init__(self, work: Path) -> None:
         self.work, self.rng = work, np.random.default_rng(0)
-        self.source, self.corpus, self.model = (work / n for n in ("source", "corpus", "run"))
+        self.source, self.corpus = work / "source", work / "corpus"
         run("simulate", "--out", self.source, "--slides", SLIDES, "--spots", SPOTS)
         self.prepare = [
             "prepare",
@@ -97,8 +100,13 @@ class Drills:
         start = time.perf_counter()
         run(*self.prepare, "--out", self.corpus)
         self.prepare_s = time.perf_counter() - start
-        shutil.copytree(self.corpus, work / "as-trained")
-        run("train", work / "as-trained", "--out", self.model, *self.train)
+
+    @cached_property
+    def model(self) -> Path:
+        """The undisturbed run, of the corpus `as-trained`, which has its features."""
+        shutil.copytree(self.corpus, self.work / "as-trained")
+        run("train", self.work / "as-trained", "--out", self.work / "run", *self.train)
+        return self.work / "run"
 
     def prepare_killed(self) -> str:
         """SIGKILL at random moments, one process."""
@@ -133,12 +141,12 @@ class Drills:
         left = len(list(disk.place.glob("corpus/slides/[!.]*")))
         disk.change(f"size={int(4 * need)}m")
         run(*command)
-        require_equal(disk.place / "corpus", self.corpus)
+        require_equal(disk.place / "corpus", self.corpus, PLACED)
         return f"{said}; {left} of {SLIDES} slides kept, and the rest after making room"
 
     def disk_full_in_features(self) -> str:
         """Room for the corpus and half of its features."""
-        whole = self.work / "as-trained"
+        whole = self.model.parent / "as-trained"
         need = sum(p.stat().st_size for p in self.corpus.rglob("*")) / 2**20
         features = sum(p.stat().st_size for p in whole.rglob("*.npy")) / 2**20 - need
         disk = Disk(self.work / "full-features", need + max(features, 1) * 0.5)
@@ -200,7 +208,7 @@ class Drills:
         shutil.copytree(self.source, first / "Quelle 1")
         patients = ["--patients", first / "Quelle 1" / "patients.csv"]
         run("prepare", first / "Quelle 1" / "slides", *patients, "--out", first / "Korpus ä")
-        require_equal(first / "Korpus ä", self.corpus)
+        require_equal(first / "Korpus ä", self.corpus, PLACED)
         first.rename(second)
         corpus, out = second / "Korpus ä", second / "Lauf ñ"
         run("train", corpus, "--out", out, *self.train)

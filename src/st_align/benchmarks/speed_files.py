@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +28,8 @@ _CSV = (4_000, 20_000)
 _VISIUM = (5_000, 36_601, 20_000)
 _GENES_OF_A_SPOT = (1_500, 6_000)
 _TILE = 512
-_COHORT = (8, 1_500)
+_COHORT, _COPIES = (8, 1_500), 6
+"""So many copies of the slides: to start two more interpreters costs what five slides cost."""
 _BATCH = 256
 
 _LARGE_BLOCK = 1 << 24
@@ -197,12 +199,15 @@ def prepare(work: Path, seed: int) -> Iterator[Figure]:
     from st_align.simulate import simulate_cohort
 
     slides, spots = _COHORT
-    cohort = work / "cohort"
+    cohort, sources = work / "cohort", work / "sources"
     simulate_cohort(cohort, slides=slides, spots=spots, seed=seed)
+    for folder in (cohort / "slides").iterdir():
+        for copy in range(_COPIES):
+            shutil.copytree(folder, sources / f"{folder.name}_{copy}", copy_function=os.link)
 
     def run(*options: object) -> None:
         shutil.rmtree(work / "corpus", ignore_errors=True)
-        in_child(st_align("prepare", cohort / "slides", "--out", work / "corpus", *options))
+        in_child(st_align("prepare", sources, "--out", work / "corpus", *options))
 
     sides = {"1": lambda: run(), "2": lambda: run("--jobs", 2)}
     cluster = _cluster()
@@ -213,7 +218,9 @@ def prepare(work: Path, seed: int) -> Iterator[Figure]:
     finally:
         if cluster is not None:
             cluster.close()
-    yield _seconds("prepare", f"{slides} slides of {spots:,} spots, 1 process", times["1"].wall)
+    yield _seconds(
+        "prepare", f"{_COPIES * slides} slides of {spots:,} spots, 1 process", times["1"].wall
+    )
     for side, case in (("2", "2 processes"), ("dask", "Dask cluster of 2")):
         if side in times:
             runs = ratios(times["1"].wall, times[side].wall)
