@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from st_align.agreement import View
 from st_align.benchmarks.speed import (
     Figure,
     at_most,
@@ -60,7 +61,7 @@ def domains(seed: int, sizes: tuple[int, ...] = SIZES) -> Iterator[Figure]:
         places, xy, names = hexagon(n, rng)
         near = neighbors("lattice", xy=xy, places=places, lattice="hex", barcodes=names)
         sides = {
-            "consensus": lambda x=x: consensus([x], _DOMAINS, np.random.default_rng(seed)),
+            "consensus": lambda x=x: consensus([View(x)], _DOMAINS, np.random.default_rng(seed)),
             "Gaussian mixture": lambda x=x: gaussian_mixture(
                 x, _DOMAINS, np.random.default_rng(seed)
             ),
