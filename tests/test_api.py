@@ -116,6 +116,21 @@ def test_a_cohort_whose_slides_lack_images_in_part_is_joined_on_what_all_have(mo
     assert uses == {"linear+linear-scaled"}
 
 
+def test_slides_without_counts_are_joined_on_the_learned_view(model):
+    slides = {name: as_anndata(name, seed=i) for i, name in enumerate(("s1", "s2"))}
+    for slide in slides.values():
+        sta.tl.embed(slide, model=model)
+    for use in keys.LINEAR_USES:
+        del slides["s2"].obsm[keys.embedding(use)]
+    shares = sta.tl.joint_domains(slides, n_domains=2, runs=1)
+    assert shares.groupby("slide")["share"].sum().tolist() == pytest.approx([1, 1])
+    assert store.notes(slides["s1"])["domains"]["use"] == "gene"
+    store.note(slides["s2"], use="image")
+    for method in ("consensus", "gmm"):
+        with pytest.raises(SlideError, match=r"(?s)same modalities.*s1: gene.*s2: image"):
+            sta.tl.joint_domains(slides, n_domains=2, method=method)
+
+
 def test_niches_are_a_graph(adata):
     sta.pp.niches(adata, niche="k3")
     graph = adata.obsp[keys.connectivities(keys.NICHE)]

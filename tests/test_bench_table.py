@@ -89,6 +89,16 @@ def test_a_damaged_cell_is_made_anew(tmp_path: Path) -> None:
     assert Bench(tmp_path).cell("c", {}, of, lambda: cell).rows == cell.rows
 
 
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut off"])
+def test_a_cell_whose_arrays_are_damaged_is_made_anew(tmp_path: Path, content: bytes) -> None:
+    of, cell = Row(slide="a", method="ours"), Cell(rows=(), arrays={"labels": np.arange(3)})
+    Bench(tmp_path).cell("c", {}, of, lambda: cell)
+    (file,) = (tmp_path / "cells").glob("*.npz")
+    file.write_bytes(content)
+    again = Bench(tmp_path).cell("c", {}, of, lambda: cell)
+    np.testing.assert_array_equal(again.arrays["labels"], np.arange(3))
+
+
 @pytest.mark.parametrize("error", [ValueError("boom"), SlideError("boom")])
 def test_a_crashed_cell_is_a_row_and_is_tried_again(
     tmp_path: Path, error: Exception, capsys: pytest.CaptureFixture[str]

@@ -1,8 +1,8 @@
 """Spatial domains: clusters of a slide's embedding, how many there are, smoothing over the lattice.
 
 No clusterer sees labels or coordinates; of other slides, only spots of those a model was trained
-on. Of several runs, which differ in their
-random starts alone, the one that fits the embedding best is stored. Nothing is N x N.
+on. Of several runs, which differ in their random starts alone, the one that fits the embedding best
+is stored. Nothing is N x N.
 
 Shape letters: N spots, D axes of the embedding, C domains, K neighbours.
 """

@@ -85,8 +85,9 @@ def slide_features(
     for stop, arrays in work.encoded(first=0):
         rows = slice(stop - len(arrays[0]), stop)
         tokens.values[rows], pooled.values[rows] = arrays
-        if stop % tokens.rows < work.batch:
-            tokens.written()
+        for spill in (tokens, pooled):
+            if stop % spill.rows < work.batch:
+                spill.written()
     found = (np.asarray(spill.values, np.float16) for spill in (tokens, pooled))
     return Features(**dict(zip(("tokens", "pooled"), found, strict=True)))
 

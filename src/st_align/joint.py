@@ -4,8 +4,9 @@
                niche on principal axes that the slides have in common, as it is and scaled by gene;
                centred on each slide and of unit variance there, or a slide that varies more than
                the others would have the domains for itself
-    domains    a consensus of mixtures on the views, or one mixture on the first of them, over as
-               many spots of every slide: each weighs the same whatever its size
+    domains    a consensus of mixtures on the views, or one mixture on the model's embedding (of
+               counts, on scaled expression), over as many spots of every slide: each weighs the
+               same whatever its size
     answer     the posterior of every spot under normal distributions with one covariance, those of
                the domains on all views; shares of the domains by slide and by patient
 

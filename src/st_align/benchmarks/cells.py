@@ -17,6 +17,7 @@ import resource
 import sys
 import time
 import traceback
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -174,12 +175,13 @@ def _read(path: Path) -> Cell | None:
         values = json.loads(path.read_bytes())
         arrays: dict[str, NDArray[Any]] = {}
         if values["arrays"]:
-            with np.load(path.with_suffix(".npz"), allow_pickle=False) as stored:
+            with path.with_suffix(".npz").open("rb") as file:
+                stored = np.load(file, allow_pickle=False)
                 arrays = {name: stored[name] for name in values["arrays"]}
         rows = tuple(Row(**row) for row in values["rows"])
         costs = {name: Cost(*cost) for name, cost in values["costs"].items()}
         return Cell(rows=rows, arrays=arrays, cost=Cost(*values["cost"]), costs=costs)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
         return None
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from st_align import adapt, keys, store
 from st_align.commands.domains import (
     DomainRequest,
+    embedding_of,
     labels_of,
     number_of,
     targets_of,
@@ -160,9 +161,24 @@ def _of_model(
     patients = [str(adapt.notes(part).get("patient", part.id)) for part in parts]
     # A slide without an image has no learned view: then none has.
     shared = [name for name in looked[0][1] if all(name in names for _, names, _ in looked)]
+    if not shared:
+        raise SlideError(
+            "the slides are not embedded from the same modalities",
+            expected="a view that all of them have",
+            found="; ".join(
+                f"{part.id}: {', '.join(names)}"
+                for part, (_, names, _) in zip(parts, looked, strict=True)
+            ),
+            fix="name one by --use, or leave out those that lack an image or counts",
+        )
+    # Where a slide lacks counts, the number of domains is read off what it has.
+    linear = any(name in keys.LINEAR_USES for name in shared)
     seen = [
-        Seen(x, [v.x for name, v in zip(names, views, strict=False) if name in shared])
-        for x, names, views in looked
+        Seen(
+            x if linear else embedding_of(adata, use)[0],
+            [v.x for name, v in zip(names, views, strict=False) if name in shared],
+        )
+        for (x, names, views), (adata, _) in zip(looked, found, strict=True)
     ]
     return seen, [rows for _, rows in found], "+".join(shared), patients, []
 
