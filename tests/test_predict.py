@@ -14,7 +14,7 @@ from st_align.expression import log_normalise
 from st_align.geometry import ring_mean
 from st_align.image_blocks import image_blocks
 from st_align.infer import Embedder, without_counts, without_image
-from st_align.predict import Head, fit_head, predict, score, top_hvg
+from st_align.predict import NEW_PATIENT, Head, fit_head, predict, score, top_hvg
 from st_align.slide import Niche
 from st_align.targets import inner_folds
 from toys import toy_prepared
@@ -106,16 +106,17 @@ def test_a_prediction_is_never_below_zero(reader, slides, head):
     assert (predicted.to_numpy() >= 0).all()
 
 
-def test_a_head_of_one_patient_trusts_itself_by_half_on_another(run, reader, slides, head):
+def test_a_head_of_one_patient_trusts_itself_less_on_another(run, reader, slides, head):
     lone = fit_head(run, slides[:2], GENES)
     assert (lone.folds, set(lone.slides.values())) == ("slides", {"p0"})
-    assert [lone.trust(p) for p in ("p0", "p1")] == [1.0, 0.5]
+    assert [lone.trust(p) for p in ("p0", "p1")] == [1.0, NEW_PATIENT]
     assert [head.trust(p) for p in ("p0", "p7")] == [1.0, 1.0]
     known = dataclasses.replace(slides[2], patient="p0")
-    whole, half = (predict(lone, reader, s).to_numpy() for s in (known, slides[2]))
+    whole, less = (predict(lone, reader, s).to_numpy() for s in (known, slides[2]))
     seen = whole > 0
-    expected = np.broadcast_to(lone.means, whole.shape)[seen] / 2 + whole[seen] / 2
-    np.testing.assert_allclose(half[seen], expected, atol=1e-5)
+    means = np.broadcast_to(lone.means, whole.shape)[seen]
+    expected = means + NEW_PATIENT * (whole[seen] - means)
+    np.testing.assert_allclose(less[seen], expected, atol=1e-5)
 
 
 def test_the_mean_of_a_gene_is_that_of_the_training_spots(slides, head):

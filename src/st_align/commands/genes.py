@@ -89,6 +89,11 @@ def predict_genes(
     result["fitted_on_patient"] = prepared.patient in head.slides.values()
     if result["fitted_on_slide"]:
         warnings.append("the head was fitted on this slide: the scores are not honest")
+    if (trust := head.trust(prepared.patient)) < 1:
+        warnings.append(
+            f"the head knows one patient, this slide is of another ({prepared.patient}): what it "
+            f"says beyond the mean is scaled by {trust:g}"
+        )
     store.write_h5ad(adata, out)
     print(f"{prepared.id}: {len(head.panel)} genes predicted, {out}")
     if "genes" in result:
