@@ -24,7 +24,8 @@ from st_align.slide import spread
 Posterior = NDArray[np.float32]
 
 DIMS = (8, 12, 16, 20, 30)
-_ROUNDS, _STARTS = 2, 2
+_ROUNDS, _STARTS = 1, 2
+"""Pairs of members for each number of axes: one on the slide, one with training spots as well."""
 _SHARE = 0.8
 """Of the spots, drawn anew for each member."""
 _MOST = 10_000
@@ -81,7 +82,7 @@ def _members(view: View, n_domains: int, rng: np.random.Generator) -> Iterator[P
     for dims in dict.fromkeys(min(d, view.x.shape[1]) for d in DIMS):
         own = np.asarray(view.x[:, :dims], np.float64)
         both = np.concatenate([part[:, :dims] for part in with_training], dtype=np.float64)
-        for fitted in (own, both) * (_ROUNDS // 2):
+        for fitted in (own, both) * _ROUNDS:
             size = min(max(round(_SHARE * len(fitted)), min(len(fitted), 2 * n_domains)), _MOST)
             rows = np.sort(rng.choice(len(fitted), size, replace=False))
             found = best_mixture(fitted[rows], n_domains, rng, _STARTS, of=own)

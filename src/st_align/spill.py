@@ -32,28 +32,28 @@ class Spill:
         if size <= IN_MEMORY:
             self.values: NDArray[np.generic] = np.empty(shape, kind)
             return
-        with tempfile.TemporaryFile() as file:
-            self._reserve(file.fileno(), size)
-            self._mapped = mmap.mmap(file.fileno(), 0)
-        self.values = np.frombuffer(self._mapped, kind).reshape(shape)
-
-    @staticmethod
-    def _reserve(file: int, size: int) -> None:
-        """Room for all of it now: a write into a mapped hole of a full disk kills the process."""
         try:
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file, 0, size)
-            os.ftruncate(file, size)
+            with tempfile.TemporaryFile() as file:
+                _reserve(file.fileno(), size)
+                self._mapped = mmap.mmap(file.fileno(), 0)
         except OSError as error:
             raise OutputError(
-                f"{tempfile.gettempdir()} has no room for what memory does not hold",
+                "the folder for temporary files has no room for what memory does not hold",
                 expected=f"{size / 1e9:.1f} GB",
                 found=str(error.strerror),
                 fix="set TMPDIR to a folder on a disk with more room",
             ) from error
+        self.values = np.frombuffer(self._mapped, kind).reshape(shape)
 
     def written(self) -> None:
         """Give back the memory of what was written."""
         if self._mapped is not None:
             self._mapped.flush()
             self._mapped.madvise(mmap.MADV_DONTNEED)
+
+
+def _reserve(file: int, size: int) -> None:
+    """Room for all of it now: a write into a mapped hole of a full disk kills the process."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file, 0, size)
+    os.ftruncate(file, size)
