@@ -183,6 +183,9 @@ def test_smoothing_keeps_ties_and_the_last_spots_of_a_domain():
     labels[28] = 2
     labels[[13, 15]] = 2  # spots 13, 15 and 28 lie apart: all of domain 2 would go
     np.testing.assert_array_equal(refine_labels(labels, ring(6, 6)), labels)
+    # What is given back to domain 1 was all that domain 0 had won: it gets its own back, too.
+    chain = np.array([[0, 1, 1], [1, 0, 2], [2, 2, 2]])
+    assert set(refine_labels(np.array([0, 1, 2]), chain)) == {0, 1, 2}
 
 
 @settings(max_examples=30, deadline=None)

@@ -242,6 +242,7 @@ def _on_rank(rank: int, check, rendezvous: Path, arguments: tuple) -> None:
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
     try:
         check(rank, *arguments)
+        dist.barrier()  # neither leaves while the other one's threads still talk to it
     finally:
         dist.destroy_process_group()
 

@@ -169,9 +169,11 @@ def refine_labels(labels: Labels, neighbors: NDArray[np.integer[Any]]) -> Labels
         present = np.flatnonzero(column >= 0)
         votes[present, labels[column[present]]] += 1
     votes[spots, labels] += 0.5
-    winner = votes.argmax(axis=1)
-    lost = np.setdiff1d(labels, winner)
-    return np.where(np.isin(labels, lost), labels, winner)
+    found = votes.argmax(axis=1)
+    # Spots given back to one domain may have been all that another one had won.
+    while len(lost := np.setdiff1d(labels, found)):
+        found = np.where(np.isin(labels, lost), labels, found)
+    return found
 
 
 def gaussian_mixture(
