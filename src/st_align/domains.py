@@ -169,7 +169,7 @@ def refine_labels(labels: Labels, neighbors: NDArray[np.integer[Any]]) -> Labels
         present = np.flatnonzero(column >= 0)
         votes[present, labels[column[present]]] += 1
     votes[spots, labels] += 0.5
-    found = votes.argmax(axis=1)
+    found: Labels = votes.argmax(axis=1)
     # Spots given back to one domain may have been all that another one had won.
     while len(lost := np.setdiff1d(labels, found)):
         found = np.where(np.isin(labels, lost), labels, found)
