@@ -224,7 +224,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three labelled h5ad files, and two runs: one that saw a2 and b1, one that saw b1."""
-    from st_align.infer import to_anndata
+    from st_align.embedded import to_anndata
     from st_align.store import write_h5ad
 
     root = tmp_path_factory.mktemp("bench")

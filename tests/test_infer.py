@@ -13,15 +13,9 @@ import toy_run
 from st_align import keys, store
 from st_align.checkpoint import load_run
 from st_align.commands.domains import views_of
+from st_align.embedded import to_anndata
 from st_align.errors import CorpusError, ModelError, OutputError, SlideError
-from st_align.infer import (
-    Embedder,
-    run_hash,
-    to_anndata,
-    training_slides,
-    without_counts,
-    without_image,
-)
+from st_align.infer import Embedder, run_hash, training_slides, without_counts, without_image
 from st_align.io import ReadOptions
 from st_align.io.detect import read_one
 from st_align.mosaic import mosaic

@@ -13,8 +13,9 @@ import pytest
 import toy_run
 from st_align import store
 from st_align.corpus_build import build_corpus
+from st_align.embedded import to_anndata
 from st_align.features import cached_features, feature_folder
-from st_align.infer import Embedder, to_anndata
+from st_align.infer import Embedder
 from st_align.io import ReadOptions
 from st_align.io.detect import read_one
 from st_align.overview import describe, overview

@@ -15,8 +15,9 @@ from PIL import Image
 
 import toy_run
 from st_align import figures, keys, store
+from st_align.embedded import to_anndata
 from st_align.errors import ConfigError, ModelError, OutputError, SlideError
-from st_align.infer import Embedder, to_anndata
+from st_align.infer import Embedder
 from st_align.predict import fit_head, predict, score
 from st_align.report import build_report
 from st_align.report.tables import facts, score_tables, text

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from st_align import keys, store
-from st_align.infer import Embedder, to_anndata
+from st_align.embedded import to_anndata
+from st_align.infer import Embedder
 from toy_run import toy_run
 from toys import toy_prepared
 

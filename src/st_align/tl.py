@@ -73,7 +73,8 @@ def embed(
         ModelError: the model does not fit (no gene in common, another species).
 
     """
-    from st_align.infer import to_anndata, without_image
+    from st_align.embedded import to_anndata
+    from st_align.infer import without_image
     from st_align.trained import ready
 
     data, parts = opened(data, copy, where)

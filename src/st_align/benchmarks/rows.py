@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from st_align import keys, store
 from st_align.agreement import DIMS, View
 from st_align.baselines import linear_niche, spot_pca
 from st_align.benchmarks import stimage_clip
@@ -27,15 +27,17 @@ from st_align.benchmarks.methods import (
 )
 from st_align.checkpoint import READOUT, Run
 from st_align.commands.domains import views_of
+from st_align.corpus import sha256
+from st_align.embedded import to_anndata
 from st_align.encoders.base import FrozenEncoder, FrozenEntry, find, registered
 from st_align.encoders.lookup import find_weights, load_frozen
 from st_align.errors import ConfigError, StAlignError, nearest
 from st_align.expression import choose_panel
 from st_align.features import cached_features, slide_features
-from st_align.infer import Embedder, run_hash, to_anndata
-from st_align.prepare import prepare_slide
+from st_align.infer import Embedder, run_hash, without_image
 from st_align.shared import shared_symbols
 from st_align.slide import PreparedSlide, Slide
+from st_align.trained import prepare_as
 
 LINEAR = "linear niche, fitted elsewhere"
 SHARED_GENES = 4000
@@ -93,15 +95,12 @@ def model_row(model: Contender, prepared: Mapping[str, Slide | PreparedSlide]) -
         run, _ = model.for_slide(target.slide)
         slide = prepared[target.slide.id]
         if isinstance(slide, Slide):
-            sides = {"spot_px": run.preprocess.spot_px, "niche_px": run.preprocess.niche_px}
-            given = {name: value for name, value in sides.items() if value is not None}
-            slide = prepare_slide(slide, (run.preprocess.niche,), **given)
+            slide = prepare_as(run.preprocess, slide)
         found = Embedder(run, corpus=target.corpus, progress=True).embed(slide)
-        use = run.config.readout.use
-        use = use if use in found.readouts else next(iter(found.readouts))
-        note = f"{use}, {found.panel_measured:.0%} of the panel measured"
-        counted, _, views = views_of(to_anndata(run, slide, found), None, CONSENSUS.name)
-        x = found.readouts[use][:, : run.config.readout.dims]
+        adata = to_anndata(run, without_image(slide), found)  # without the picture
+        note = f"{store.notes(adata)['use']}, {found.panel_measured:.0%} of the panel measured"
+        counted, _, views = views_of(adata, None, CONSENSUS.name)
+        x = np.asarray(adata.obsm[keys.EMBEDDING])
         return Embedded(x=x, views=tuple(views), counted=counted, note=note)
 
     return Method(
@@ -114,8 +113,7 @@ def model_row(model: Contender, prepared: Mapping[str, Slide | PreparedSlide]) -
 
 
 def _run_key(run: Run) -> dict[str, str]:
-    axes = hashlib.sha256((run.path / READOUT).read_bytes())
-    return {"model": run_hash(run), "axes": axes.hexdigest()[:12]}
+    return {"model": run_hash(run), "axes": sha256(run.path / READOUT)[:12]}
 
 
 def encoder_vectors(encoder: FrozenEncoder, slide: PreparedSlide, target: Target) -> Floats:

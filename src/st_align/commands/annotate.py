@@ -15,8 +15,9 @@ from st_align.annotate import Annotation, Labelled, Seen, annotate, reads_embedd
 from st_align.checkpoint import Run, load_run
 from st_align.commands.output import print_warnings, require_not_source, require_suffix
 from st_align.corpus import Corpus
+from st_align.embedded import to_anndata
 from st_align.errors import ConfigError, nearest
-from st_align.infer import Embedder, SlideEmbeddings, to_anndata, training_slides
+from st_align.infer import Embedder, SlideEmbeddings, training_slides
 from st_align.io import ReadOptions
 from st_align.metrics import ari, label_names, nmi
 from st_align.slide import PreparedSlide

@@ -11,9 +11,10 @@ from st_align import keys, store
 from st_align.checkpoint import Run, is_run, load_run
 from st_align.commands.output import print_warnings, require_not_source, require_suffix
 from st_align.corpus import Corpus
+from st_align.embedded import to_anndata
 from st_align.errors import ConfigError, OutputError
 from st_align.files import require_writable
-from st_align.infer import Embedder, run_hash, to_anndata, training_slides
+from st_align.infer import Embedder, run_hash, training_slides
 from st_align.io import ReadOptions
 from st_align.job import launch, share, total
 from st_align.report import build_report

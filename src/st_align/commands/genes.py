@@ -12,15 +12,10 @@ from st_align.batch import Role
 from st_align.checkpoint import load_run
 from st_align.commands.output import print_warnings, require_not_source, require_suffix
 from st_align.corpus import Corpus
+from st_align.embedded import to_anndata
 from st_align.errors import ConfigError, CorpusError, ModelError, nearest
 from st_align.features import Features
-from st_align.infer import (
-    Embedder,
-    SlideEmbeddings,
-    to_anndata,
-    training_slides,
-    without_counts,
-)
+from st_align.infer import Embedder, SlideEmbeddings, training_slides, without_counts
 from st_align.io import ReadOptions
 from st_align.predict import Head, fit_head, predict, score, top_hvg
 from st_align.slide import PreparedSlide
