@@ -12,6 +12,7 @@ from sklearn.linear_model import Ridge
 
 import toy_run
 from hest_files import SIDE, UM_PER_PX, write_sample, write_task
+from st_align import trained
 from st_align.benchmarks import hest_rows
 from st_align.benchmarks.hest import HestRequest, bench_hest
 from st_align.benchmarks.hest_files import expression, image_slides, read_tasks
@@ -214,9 +215,9 @@ def test_the_mean_predictor_is_the_training_mean_of_the_split(tmp_path) -> None:
 def test_rows_of_a_model_read_images_alone(tmp_path, run_elsewhere, monkeypatch) -> None:
     task = write_task(tmp_path / "T", ["S1", "S2"], ["GENE0"])
     seen = []
-    plain = hest_rows.prepare_slide
+    plain = trained.prepare_slide
     monkeypatch.setattr(
-        hest_rows,
+        trained,
         "prepare_slide",
         lambda slide, *a, **k: seen.append(slide) or plain(slide, *a, **k),
     )

@@ -144,7 +144,8 @@ def embedded(part: Part) -> tuple[AnnData, NDArray[np.intp]]:
     sub = anndata.AnnData(
         obs=table.obs.iloc[rows].copy(), obsm={n: np.asarray(table.obsm[n])[rows] for n in names}
     )
-    sub.uns |= {keys.TRAINING: table.uns[keys.TRAINING]} if keys.TRAINING in table.uns else {}
+    if keys.TRAINING in table.uns:
+        sub.uns[keys.TRAINING] = table.uns[keys.TRAINING]
     store.note(sub, **notes(part))
     return sub, rows
 

@@ -193,8 +193,10 @@ def ring_mean(
     """
     dtype = np.result_type(values.dtype, np.float32)
     sums = incidence(members, len(values), valid, dtype)
-    first = members[:, 0] >= 0 if valid is None else (members[:, 0] >= 0) & valid[members[:, 0]]
-    sums.data[sums.indptr[:-1][first]] = own
+    if own != 1:
+        first = members[:, 0]
+        present = (first >= 0) & (True if valid is None else valid[first])
+        sums.data[sums.indptr[:-1][present]] = own
     count = np.asarray(sums.sum(axis=1)).reshape(-1, 1)
     total: NDArray[Any] = np.asarray(sums @ values.astype(dtype, copy=False))
     mean: NDArray[Any] = np.divide(total, count, out=np.zeros_like(total), where=count > 0)

@@ -7,20 +7,17 @@ from pathlib import Path
 
 from st_align.checkpoint import Preprocess, Run, load_run
 from st_align.infer import Embedder, SlideEmbeddings, training_slides
-from st_align.prepare import prepare_slide
+from st_align.prepare import NICHE_PX, SPOT_PX, prepare_slide
 from st_align.slide import PreparedSlide, Slide
-
-_LOOSE_SPOT_PX, _LOOSE_NICHE_PX = 56, 112
-"""Sides of patches for a model that reads any size."""
 
 
 def prepare_as(preprocess: Preprocess, slide: Slide) -> PreparedSlide:
-    """A slide cut as `preprocess` says."""
+    """A slide cut as `preprocess` says; as by default where a model reads patches of any size."""
     return prepare_slide(
         slide,
         (preprocess.niche,),
-        spot_px=preprocess.spot_px or _LOOSE_SPOT_PX,
-        niche_px=preprocess.niche_px or _LOOSE_NICHE_PX,
+        spot_px=preprocess.spot_px or SPOT_PX,
+        niche_px=preprocess.niche_px or NICHE_PX,
     )
 
 

@@ -180,7 +180,7 @@ def _chosen(
             raise ConfigError(f"a model cannot be called {model.name!r}: a row is called so")
     rows = [*(model_row(model, read) for model in models), *rows]
     names = [row.name for row in rows]
-    of = {row_name(row.name, own): row.name for row in rows for own in _clusterers(row)}
+    of = {row_name(row.name, own): row.name for row in rows for own in row.read_by}
     for name in request.only:
         if name not in names:
             raise ConfigError(f"no row is called {name!r}", fix=nearest(name, names))
@@ -190,10 +190,6 @@ def _chosen(
     wanted = {*request.only, *(model.name for model in models)}
     wanted |= {of[name] for name in request.references}
     return [row for row in rows if row.name in wanted or not request.only]
-
-
-def _clusterers(row: Method) -> list[str]:
-    return ["", *([row.own.name] if row.own else [])]
 
 
 def _facts(

@@ -65,7 +65,7 @@ class Report:
         return [
             (row_name(method.name, own), method.name, own)
             for method in self.methods
-            for own in ("", *([method.own.name] if method.own else []))
+            for own in method.read_by
         ]
 
     def found(self) -> dict[tuple[str, str, str], NDArray[Any]]:

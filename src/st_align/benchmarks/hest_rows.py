@@ -6,7 +6,7 @@ Shape letters: M spots with a patch, D features, g genes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,10 +22,10 @@ from st_align.benchmarks.hest_files import Sample
 from st_align.benchmarks.image_rows import PARTS, image_encoders
 from st_align.checkpoint import Run
 from st_align.colour import colour_statistics
-from st_align.infer import Embedder, SlideEmbeddings, run_hash
+from st_align.infer import run_hash
 from st_align.io.hest import barcodes_of, patches_of
-from st_align.prepare import prepare_slide
 from st_align.slide import Slide
+from st_align.trained import STAlign
 
 Floats = NDArray[np.float64]
 Fit = Callable[[Sequence[Floats], Sequence[Floats], Floats], Floats]
@@ -149,7 +149,7 @@ def _by_patch(encode: Callable[[NDArray[np.uint8]], NDArray[np.floating]]) -> Re
 def _of_model(model: Contender, sections: Sections) -> Iterator[Method]:
     """r, e and r+e; each test sample by the run that is farthest from it."""
     hashes = {run.path: run_hash(run) for run in model.runs}
-    images = {run.path: RunImages(run=run, sections=sections) for run in model.runs}
+    images = {run.path: RunImages(run, sections) for run in model.runs}
     for part in PARTS:
         reads = {path: seen.reader(part) for path, seen in images.items()}
 
@@ -167,16 +167,15 @@ def _unreadable(sample: Sample) -> NDArray[np.floating]:
     raise SkippedError(f"{sample.id} is no slide of spots that a model can read")
 
 
-@dataclass(frozen=True, kw_only=True)
 class RunImages:
     """What a run sees in samples: their tissue is put together from the patches, then cut into the
     spot and niche patches that the run was trained on. r and e are kept, images let go.
     """
 
-    run: Run
-    sections: Sections
-    _seen: dict[str, dict[str, NDArray[np.float32]]] = field(default_factory=dict, repr=False)
-    _embedder: list[Embedder] = field(default_factory=list, repr=False)
+    def __init__(self, run: Run, sections: Sections) -> None:
+        self.sections = sections
+        self._model = STAlign(run, progress=True)
+        self._seen: dict[str, dict[str, NDArray[np.float32]]] = {}
 
     def reader(self, part: str) -> Read:
         """Reads `r`, `e` or `r+e`."""
@@ -190,18 +189,10 @@ class RunImages:
             rows = pd.Index(slide.barcodes).get_indexer(pd.Index(barcodes_of(sample.patches)))
             if (rows < 0).any():
                 raise SkippedError(f"patches of {sample.id} belong to no spot of its counts")
-            found = self._embed(slide)
+            found = self._model.embed(slide)
             r, e = found.r[rows], found.e[rows]
             self._seen[sample.id] = {"r": r, "e": e, "r+e": np.concatenate([r, e], axis=1)}
         return self._seen[sample.id]
-
-    def _embed(self, slide: Slide) -> SlideEmbeddings:
-        if not self._embedder:
-            self._embedder.append(Embedder(self.run, progress=True))
-        made = self.run.preprocess
-        sides = {"spot_px": made.spot_px, "niche_px": made.niche_px}
-        given = {name: side for name, side in sides.items() if side is not None}
-        return self._embedder[0].embed(prepare_slide(slide, (made.niche,), **given))
 
 
 def _upstream_ridge(x: Floats, y: Floats, test: Floats) -> Floats:

@@ -92,6 +92,11 @@ class Method:
     missing: Callable[[Target], str] = lambda target: ""
     key: Callable[[Target], Mapping[str, Any]] = lambda target: {}
 
+    @property
+    def read_by(self) -> tuple[str, ...]:
+        """Names of the clusterers that make a row each: '' is the one of every row."""
+        return ("",) if self.own is None else ("", self.own.name)
+
 
 def always(protocol: str) -> Callable[[Target], str]:
     """The same protocol for every target."""

@@ -24,6 +24,11 @@ Models = Annotated[
     typer.Option("--model", metavar="[NAME=]RUN", help="May repeat; one NAME: folds of a method."),
 ]
 
+ImageWeights = Annotated[
+    list[str] | None,
+    typer.Option("--weights", metavar="NAME=PATH", help="Of an image encoder; may repeat."),
+]
+
 
 @bench_app.command()
 def domains(

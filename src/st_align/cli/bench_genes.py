@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from st_align.cli.bench import bench_app
+from st_align.cli.bench import ImageWeights, bench_app
 from st_align.cli.bench_end import finish
 from st_align.cli.options import Json, Seed
 
@@ -31,10 +31,7 @@ def bench_genes(
         list[str] | None,
         typer.Option(help="RUN or NAME=RUN; may repeat: each slide by a run that did not see it."),
     ] = None,
-    weights: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=PATH", help="Of an image encoder; may repeat."),
-    ] = None,
+    weights: ImageWeights = None,
     niche: Annotated[str | None, typer.Option(help="Niche whose crops encoders see.")] = None,
     allow_leak: Annotated[bool, typer.Option(help="Score a model on slides it saw.")] = False,
     seed: Seed = 0,

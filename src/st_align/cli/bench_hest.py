@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from st_align.cli.bench import AllowLeak, Models, bench_app
+from st_align.cli.bench import AllowLeak, ImageWeights, Models, bench_app
 from st_align.cli.bench_end import finish
 from st_align.cli.options import Json
 
@@ -20,10 +20,7 @@ def bench_hest(
         str, typer.Option(help="hest-readme, hest-a13 or cv-alpha.")
     ] = "hest-readme",
     model: Models = None,
-    weights: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=PATH", help="Of an image encoder; may repeat."),
-    ] = None,
+    weights: ImageWeights = None,
     allow_leak: AllowLeak = False,
     json: Json = None,
 ) -> None:
