@@ -34,6 +34,16 @@ def toy_genes(n: int) -> Genes:
     )
 
 
+def toy_rings(places: np.ndarray) -> np.ndarray:
+    """[N, 7] each spot and its ring of a hexagonal lattice, -1 fills."""
+    row_at = {tuple(p): i for i, p in enumerate(places.tolist())}
+    neighbors = np.full((len(places), 7), -1, np.int32)
+    for i, (r, c) in enumerate(places.tolist()):
+        ring = [row_at[r + dr, c + dc] for dr, dc in HEX_RING if (r + dr, c + dc) in row_at]
+        neighbors[i, : len(ring) + 1] = [i, *ring]
+    return neighbors
+
+
 def toy_prepared(
     rng: np.random.Generator,
     *,
@@ -52,11 +62,6 @@ def toy_prepared(
     places = hex_places(rows, cols)
     n, xy = len(places), hex_xy(places, 20.0)
     right = places[:, 1] >= cols
-    row_at = {tuple(p): i for i, p in enumerate(places.tolist())}
-    neighbors = np.full((n, 7), -1, np.int32)
-    for i, (r, c) in enumerate(places.tolist()):
-        ring = [row_at[r + dr, c + dc] for dr, dc in HEX_RING if (r + dr, c + dc) in row_at]
-        neighbors[i, : len(ring) + 1] = [i, *ring]
     means = np.where(right[:, None], np.linspace(8, 1, n_genes), np.linspace(1, 8, n_genes))
     matrix = sparse.csr_array(rng.poisson(means).astype(np.int32)) if counts else None
     colour = np.where(right[:, None], [200, 80, 120], [90, 60, 160])
@@ -92,7 +97,9 @@ def toy_prepared(
         spot_patches=patches(patch) if image else None,
         niches={
             niche: Niche(
-                neighbors=neighbors, boxes=boxes, patches=patches(niche_patch) if image else None
+                neighbors=toy_rings(places),
+                boxes=boxes,
+                patches=patches(niche_patch) if image else None,
             )
         },
     )
