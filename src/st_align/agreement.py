@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from st_align.mixture import Labels, best_mixture
+from st_align.mixture import Labels, best_mixture, one_thread
 from st_align.slide import spread
 
 Posterior = NDArray[np.float32]
@@ -56,7 +56,8 @@ def agreed_mixture(views: Sequence[View], n_domains: int, rng: np.random.Generat
     """Domains that members on all `views` of the same spots agree on."""
     from sklearn.metrics import adjusted_rand_score
 
-    posteriors = [found for view in views for found in _members(view, n_domains, rng)]
+    with one_thread(len(views[0].x)):
+        posteriors = [found for view in views for found in _members(view, n_domains, rng)]
     profile = np.concatenate(posteriors, axis=1) / np.sqrt(len(posteriors))
     n = len(profile)
     some = np.arange(n)
@@ -94,8 +95,8 @@ def _linked(profile: Posterior, n_domains: int) -> Labels:
     from scipy.cluster.hierarchy import fcluster, linkage
     from scipy.spatial.distance import squareform
 
-    apart = 1 - (profile @ profile.T).astype(np.float64)
-    apart = np.maximum((apart + apart.T) / 2, 0)
+    apart = profile @ profile.T
+    np.maximum(np.subtract(1, apart, out=apart), 0, out=apart)
     np.fill_diagonal(apart, 0)
     tree = linkage(squareform(apart, checks=False), "average")
     found: Labels = fcluster(tree, n_domains, "maxclust").astype(np.int64) - 1

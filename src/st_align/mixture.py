@@ -57,14 +57,16 @@ def solutions(
 def best_mixture(
     x: Floats, n_domains: int, rng: np.random.Generator, starts: int, *, of: Floats
 ) -> Solution:
-    """The best of several starts on `x` [N, D]; its posterior is of the spots `of` [M, D]."""
+    """The best of several starts on `x` [N, D]; its posterior is of the spots `of` [M, D].
+
+    To be called within `one_thread`.
+    """
     white = _whitening(x)
     z, target = white(x), white(of)
-    with one_thread(len(of)):
-        found = []
-        for labels in _starts(x, z, n_domains, rng, starts):
-            start = np.eye(n_domains)[labels]
-            found.append(_expectation_maximisation(z, start, of=target, iterations=_SHORT_ITER))
+    found = []
+    for labels in _starts(x, z, n_domains, rng, starts):
+        start = np.eye(n_domains)[labels]
+        found.append(_expectation_maximisation(z, start, of=target, iterations=_SHORT_ITER))
     return max(found, key=lambda solution: solution.loglik)
 
 
@@ -92,25 +94,27 @@ def _expectation_maximisation(
     `x` itself by default.
 
     The shared covariance is E[x x^T] - sum_c w_c m_c m_c^T, so that an iteration costs two
-    products N x D x C and none N x D x D.
+    products N x D x C and none N x D x D. Shares are held [C, N]: maxima and sums over a few
+    components are then sums of long rows, a third of the time.
     """
     moment = x.T @ x / len(x)
-    loglik = -np.inf
+    share, loglik = posterior.T, -np.inf
     for _ in range(iterations):
-        weights = posterior.mean(axis=0) + 1e-12
-        means = posterior.T @ x / (len(x) * weights[:, None])
+        weights = share.mean(axis=1) + 1e-12
+        means = share @ x / (len(x) * weights[:, None])
         covariance = moment - (means.T * weights) @ means + _RIDGE * np.eye(x.shape[1])
-        directions = np.linalg.solve(covariance, means.T)
+        solved = np.linalg.solve(covariance, np.concatenate([means.T, moment], axis=1))
+        directions, whitened = np.split(solved, [len(means)], axis=1)
         offsets = np.log(weights) - (means.T * directions).sum(axis=0) / 2
-        posterior, evidence = _softmax(x @ directions + offsets)
-        common = np.trace(np.linalg.solve(covariance, moment)) + np.linalg.slogdet(covariance)[1]
+        share, evidence = _shares(x, directions, offsets)
+        common = np.trace(whitened) + np.linalg.slogdet(covariance)[1]
         common += x.shape[1] * np.log(2 * np.pi)
         before, loglik = loglik, float(evidence - common / 2)
         if loglik - before < _TOLERANCE:
             break
     if of is not None:
-        posterior, _ = _softmax(of @ directions + offsets)
-    return Solution(loglik, posterior)
+        share, _ = _shares(of, directions, offsets)
+    return Solution(loglik, share.T)
 
 
 @contextmanager
@@ -124,12 +128,16 @@ def one_thread(n_spots: int) -> Iterator[None]:
         yield
 
 
-def _softmax(logits: Floats) -> tuple[Floats, float]:
-    """Rows that sum to 1, and the mean of the logarithm of what they were divided by."""
-    top = logits.max(axis=1, keepdims=True)
-    share = np.exp(logits - top)
-    total = share.sum(axis=1, keepdims=True)
-    return share / total, float(np.mean(top + np.log(total)))
+def _shares(x: Floats, directions: Floats, offsets: Floats) -> tuple[Floats, float]:
+    """Each component's share [C, N] of the spots, and the mean logarithm of what they share."""
+    share = directions.T @ x.T
+    share += offsets[:, None]
+    top = share.max(axis=0)
+    share -= top
+    np.exp(share, out=share)
+    total = share.sum(axis=0)
+    share /= total
+    return share, float(np.mean(top + np.log(total)))
 
 
 def kmeans_partition(x: Floats, n_domains: int, rng: np.random.Generator) -> tuple[Labels, float]:
