@@ -174,6 +174,14 @@ def test_smoothing_takes_the_majority_of_the_ring():
     np.testing.assert_array_equal(refine_labels(labels, members), labels)
 
 
+def test_smoothing_of_more_spots_than_are_counted_at_once(rng):
+    members, labels = ring(100, 90), rng.integers(5, size=9_000)
+    for i, found in enumerate(refine_labels(labels, members)):
+        votes = np.bincount(labels[members[i][members[i] >= 0]], minlength=5)
+        assert votes[found] == votes.max()
+        assert found == labels[i] or votes[labels[i]] < votes.max()
+
+
 def test_smoothing_keeps_ties_and_the_last_spots_of_a_domain():
     pair = np.array([[0, 1], [1, 0]])
     assert refine_labels(np.array([0, 1]), pair).tolist() == [0, 1]
