@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from st_align.encoders import base
+from st_align.encoders import lite0 as lite0_module
 from st_align.encoders._images import FrozenImages
 from st_align.encoders.base import FrozenEntry, TrainedEntry, TrainedShape, find, registered
 from st_align.encoders.gene import GeneTransformer, principal_axes
@@ -254,6 +255,15 @@ def test_lite0_tokens_at_any_side(lite0, rng, side):
         torch.testing.assert_close(encoded.tokens.mean(dim=1), encoded.pooled)
         whole = lite0.maps(patches)[0]
         torch.testing.assert_close(encoded.tokens[:, 5], whole[:, :, 1, 1])
+
+
+def test_lite0_needs_its_network_for_patches_only(rng, monkeypatch):
+    """Importing timm takes longer than embedding half a slide whose features are cached."""
+    monkeypatch.setattr(lite0_module, "import_timm", lambda: pytest.fail("timm was imported"))
+    encoder = load_lite0()
+    assert encoder.fingerprint == load_lite0().fingerprint
+    with pytest.raises(pytest.fail.Exception, match="timm"):
+        encoder.encode_images(rng.integers(0, 256, (1, 56, 56, 3), dtype=np.uint8))
 
 
 def test_lite0_features_can_be_trained_on(lite0, rng):

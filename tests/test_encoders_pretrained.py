@@ -247,8 +247,6 @@ def test_loading_draws_no_random_numbers(golden, tmp_path):
 
 
 def test_images_only_are_read(rng):
-    encoder = FrozenImages(
-        "x", torch.nn.Identity(), None, pixels=Pixels(colours=()), dim=1, mark=""
-    )
+    encoder = FrozenImages("x", torch.nn.Identity, None, pixels=Pixels(colours=()), dim=1, mark="")
     with pytest.raises(TypeError, match="reads images"):
         encoder.encode_genes(None, None, np.ones(1), rng)

@@ -40,7 +40,7 @@ def place_encoder(side: int | None = 16) -> FrozenImages:
     pixels = Pixels(side=side, colours=((0.0,) * 3, (1.0,) * 3))
     return FrozenImages(
         NAME,
-        nn.Identity(),
+        nn.Identity,
         lambda network, values: (network(values), values.mean(dim=(2, 3))),
         pixels=pixels,
         dim=3,

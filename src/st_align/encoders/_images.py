@@ -85,13 +85,26 @@ class FrozenImages:
     n_tokens = _GRID * _GRID
 
     def __init__(
-        self, name: str, network: nn.Module, read: Read, *, pixels: Pixels, dim: int, mark: str
+        self,
+        name: str,
+        build: Callable[[], nn.Module],
+        read: Read,
+        *,
+        pixels: Pixels,
+        dim: int,
+        mark: str,
     ) -> None:
-        """`mark`: the fingerprint of weights and preprocessing."""
+        """`build` gives the network when the first patch is read: never, where all features are
+        cached. `mark`: the fingerprint of weights and preprocessing.
+        """
         self.name, self.dim, self.fingerprint, self.pixels = name, dim, mark, pixels
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        network = _fold_batch_norm(network.eval().requires_grad_(False))
-        self._network, self._read = network.to(self._device), read
+        self._build, self._read = build, read
+
+    @cached_property
+    def _network(self) -> nn.Module:
+        network = _fold_batch_norm(self._build().eval().requires_grad_(False))
+        return network.to(self._device)
 
     def encode_images(self, patches: NDArray[np.uint8]) -> Encoded:
         """RGB patches [B, p, p, 3] -> float32 tokens [B, 16, D] and pooled [B, D]."""
@@ -153,7 +166,7 @@ class ImageFamily:
         network.load_state_dict(placed, strict=False, assign=True)  # place() was strict
         mark = fingerprint(path, f"{self.pixels}, {_GRID} x {_GRID} means")
         return FrozenImages(
-            self.name, network, self.read, pixels=self.pixels, dim=self.dim, mark=mark
+            self.name, lambda: network, self.read, pixels=self.pixels, dim=self.dim, mark=mark
         )
 
     def recognises(self, tensors: Mapping[str, Tensor]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -26,6 +27,14 @@ def load(weights: Path | None = None) -> FrozenImages:
     Fully convolutional, so patches are read at the side they come in.
     """
     path = _packaged_weights() if weights is None else weights
+    build = cache(partial(_network, path))
+    if weights is not None:
+        build()  # a file that does not fit is refused now; that of the package fits
+    mark = fingerprint(path, _PREPROCESSING)
+    return FrozenImages(NAME, build, mean_of_map, pixels=_PIXELS, dim=1280, mark=mark)
+
+
+def _network(path: Path) -> nn.Module:
     tensors = read_state_dict(path)
     with torch.device("meta"):
         # The variant that pads as TensorFlow does: the plain one loads the same tensors
@@ -34,8 +43,7 @@ def load(weights: Path | None = None) -> FrozenImages:
     own = network.state_dict()
     placed = place(_named(tensors, own), own, path, NAME)
     network.load_state_dict(placed, strict=False, assign=True)  # place() was strict
-    mark = fingerprint(path, _PREPROCESSING)
-    return FrozenImages(NAME, network, mean_of_map, pixels=_PIXELS, dim=1280, mark=mark)
+    return network
 
 
 def _packaged_weights() -> Path:
