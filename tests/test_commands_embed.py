@@ -18,9 +18,10 @@ from st_align.commands import embed
 from st_align.commands.embed import embed_corpus, embed_slide
 from st_align.commands.output import require_not_source
 from st_align.corpus_build import build_corpus
+from st_align.corpus_overview import describe
 from st_align.errors import ConfigError, ModelError, OutputError, SlideError
 from st_align.io import ReadOptions, find_slides
-from st_align.overview import describe, overview
+from st_align.overview import overview
 from st_align.sources import open_slide
 from toys import toy_prepared
 

@@ -13,12 +13,13 @@ import pytest
 import toy_run
 from st_align import store
 from st_align.corpus_build import build_corpus
+from st_align.corpus_overview import describe
 from st_align.embedded import to_anndata
 from st_align.features import cached_features, feature_folder
 from st_align.infer import Embedder
 from st_align.io import ReadOptions
 from st_align.io.detect import read_one
-from st_align.overview import describe, overview
+from st_align.overview import overview
 from st_align.predict import Head, fit_head
 from st_align.provenance import licence_words, licences
 from st_align.report import build_report

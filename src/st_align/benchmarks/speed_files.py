@@ -233,10 +233,11 @@ def prepare(work: Path, seed: int) -> Iterator[Figure]:
 def _cluster() -> Any:
     """A local cluster of two workers of a thread each; None where Dask is not installed."""
     try:
-        from distributed import LocalCluster
+        import distributed
     except ImportError:
         return None
-    return LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None)
+    start: Any = distributed.LocalCluster  # untyped
+    return start(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None)
 
 
 def _seconds(figure: str, case: str, runs: tuple[float, ...]) -> Figure:

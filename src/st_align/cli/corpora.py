@@ -40,9 +40,9 @@ def prepare(
 ) -> None:
     """Turn slides into a corpus; run again to resume or to add slides and niches."""
     from st_align.corpus_build import build_corpus
+    from st_align.corpus_overview import corpus_overview, describe
     from st_align.io import ReadOptions
     from st_align.io.detect import find_slides
-    from st_align.overview import corpus_overview, describe
 
     options = ReadOptions(
         format=format, image=image, no_image=no_image, patients=patients, obs=obs, meta=meta,
@@ -70,7 +70,8 @@ def inspect(
     json: Json = None,
 ) -> None:
     """What a corpus, a run or a slide is, its numbers and its problems."""
-    from st_align.overview import describe, overview
+    from st_align.corpus_overview import describe
+    from st_align.overview import overview
 
     result = overview(path, verify=verify, no_image=no_image, diagnosed=diagnose)
     print(describe(result))
