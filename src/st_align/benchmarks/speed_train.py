@@ -152,6 +152,7 @@ def features(corpus: Corpus, name: str) -> Iterator[Figure]:
         for _ in range(blocks):
             encoder._read(encoder._network, pixels)
 
+    bare()  # the network is built when it is first asked for
     times = interleaved({"bare": bare, "ours": ours})
     # The last batch of ours may be smaller: compare images, not blocks.
     scale = slide.n_spots / (blocks * size)
