@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +160,18 @@ def locked(folder: Path, *, wait: bool = True) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+@contextmanager
+def locked_by(file: Path) -> Iterator[None]:
+    """Wait for a lock of the file, which is made, and goes when the block ends well. Over NFS such
+    a lock holds between machines; that of a folder holds on one machine alone.
+    """
+    with file.open("ab") as handle:
+        with suppress(OSError):  # no locks here
+            fcntl.lockf(handle, fcntl.LOCK_EX)
+        yield
+        file.unlink(missing_ok=True)
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import math
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from st_align.corpus import Corpus, map_array, read_json
-from st_align.corpus_files import PART, locked, write_json, writing
+from st_align.corpus_files import PART, locked, locked_by, write_json, writing
 from st_align.encoders.base import Encoded, FrozenEncoder, View
 from st_align.encoders.field import FieldEncoder
 from st_align.errors import CorpusError, ModelError, SlideError
@@ -281,7 +282,7 @@ def _fill(folder: Path, work: _Work) -> None:
     """
     part = folder.with_name(f".{folder.name}{PART}")
     folder.parent.mkdir(exist_ok=True)
-    with locked(folder.parent), ExitStack() as stack:
+    with locked(folder.parent), locked_by(part.with_suffix(".lock")), ExitStack() as stack:
         if folder.is_dir():  # another process filled it while this one waited
             return
         part.mkdir(exist_ok=True)
@@ -304,7 +305,12 @@ def _fill(folder: Path, work: _Work) -> None:
                 replace_file(marker, str(stop).encode())
         write_json(part / RECORD, work.record)
         marker.unlink()
-        part.rename(folder)
+        try:
+            part.rename(folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+            shutil.rmtree(part)  # a machine that the locks do not reach was faster
         sync_folder(folder.parent)
 
 

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
     from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
 
+T = TypeVar("T")
+
 _AGREE_EVERY = 10
 _PATIENCE = timedelta(days=1)
 """How long ranks wait for one another: the first job on a corpus runs its frozen encoders, and
@@ -28,14 +30,15 @@ shares differ. A rank that ended is noticed at once, whatever this is.
 """
 
 
-def launch() -> Fabric:
+def launch(*, alone: bool = False) -> Fabric:
     """The processes of this job: one, or as many as torchrun or srun started; bf16 autocast on
-    GPU.
+    GPU. `alone`: this process by itself, on the device it has, whatever others there are.
     """
     from lightning_fabric import Fabric
+    from lightning_fabric.plugins.environments.lightning import LightningEnvironment
     from lightning_fabric.strategies.ddp import DDPStrategy
 
-    environment, per_node, nodes = _processes()
+    environment, per_node, nodes = (LightningEnvironment(), 1, 1) if alone else _processes()
     cuda = torch.cuda.is_available()
     if cuda and per_node > torch.cuda.device_count():
         raise ConfigError(
@@ -48,7 +51,7 @@ def launch() -> Fabric:
     fabric = Fabric(
         accelerator="cuda" if cuda else "cpu",
         strategy=DDPStrategy(timeout=_PATIENCE) if per_node * nodes > 1 else "auto",
-        devices=per_node,
+        devices=[torch.cuda.current_device()] if cuda and alone else per_node,
         num_nodes=nodes,
         plugins=[environment],
         precision="bf16-mixed" if cuda else "32-true",
@@ -98,6 +101,32 @@ def total(fabric: Fabric, *counts: int) -> list[int]:
     return cast(Tensor, summed).tolist()
 
 
+def gather(fabric: Fabric, value: T) -> list[T]:
+    """The `value` of every rank, in their order, once all have come to this point."""
+    found = [value] * fabric.world_size
+    if fabric.world_size > 1:
+        with together(fabric):
+            dist.all_gather_object(found, value)
+    return found
+
+
+def is_first() -> bool:
+    """Whether this process is the one that speaks: the first rank, or there is no other."""
+    return not (dist.is_available() and dist.is_initialized() and dist.get_rank())
+
+
+def require_one_process(what: str) -> None:
+    """ConfigError where torchrun or srun started several processes for `what`."""
+    _, per_node, nodes = _processes()
+    if per_node * nodes > 1:
+        raise ConfigError(
+            f"{what} is for one process",
+            expected="one",
+            found=f"{per_node * nodes}",
+            fix="start it without torchrun, or with srun --ntasks=1",
+        )
+
+
 @contextmanager
 def together(fabric: Fabric) -> Iterator[None]:
     """Inside, a connection to another rank that breaks is a TrainingError that says so."""
@@ -110,7 +139,7 @@ def together(fabric: Fabric) -> Iterator[None]:
             f"rank {fabric.global_rank} of {fabric.world_size} lost the others: one of them ended",
             found=str(error).splitlines()[0],
             fix="look for what that rank said last (nothing: it was killed, most often for its "
-            "memory), then run the same command with --resume",
+            "memory), then run the same command again (train: with --resume)",
         ) from error
 
 

@@ -54,27 +54,31 @@ class StAlignLoss(nn.Module):
 
     Logits are made for some rows at a time, `logits_at_once` of them, and made again in the
     backward pass: memory grows with A and not with B x A. Fewer logits than that are kept.
+    `alone`: negatives are of this process, whatever other ranks there are.
     """
 
-    def __init__(self, config: LossConfig, *, logits_at_once: int = LOGITS_AT_ONCE) -> None:
+    def __init__(
+        self, config: LossConfig, *, logits_at_once: int = LOGITS_AT_ONCE, alone: bool = False
+    ) -> None:
         super().__init__()
-        self.config, self.logits_at_once = config, logits_at_once
+        self.config, self.logits_at_once, self.alone = config, logits_at_once, alone
 
     def forward(self, embeddings: Embeddings, batch: Batch, logit_scale: Tensor) -> LossTerms:
         """`embeddings` belong to the spots of `batch`, `logit_scale` is s = ln(1/tau).
 
-        Collective where torch.distributed is initialised: every rank calls it, with equally
-        many rows. Rows that lack a modality leave the terms that need it, as rows and as
-        negatives. No spot is in a global batch twice. Logits are float32 or wider, whatever the
-        autocast.
+        Collective where torch.distributed is initialised, unless `alone`: every rank calls it,
+        with equally many rows. Rows that lack a modality leave the terms that need it, as rows
+        and as negatives. No spot is in a global batch twice. Logits are float32 or wider,
+        whatever the autocast.
         """
         config = self.config
+        gather = _gather if _distributed() and not self.alone else _keep
         with torch.autocast(batch.ids.device.type, enabled=False):
             scale = _wide(logit_scale).exp()
             mine = Embeddings(*(F.normalize(_wide(x), dim=-1) for x in embeddings))
             widths = [x.shape[-1] for x in mine]
-            every = Embeddings(*torch.split(_gather(torch.cat(mine, dim=-1)), widths, dim=-1))
-            rows = _Rows.of(batch, config.mask_neighbors)
+            every = Embeddings(*torch.split(gather(torch.cat(mine, dim=-1)), widths, dim=-1))
+            rows = _Rows.of(batch, config.mask_neighbors, gather)
             both, any_ = rows.has_image & rows.has_counts, rows.has_image | rows.has_counts
             cross = [(mine.h_spot, every.h_niche), (mine.h_niche, every.h_spot)]
             directions = {
@@ -115,11 +119,11 @@ class _Rows:
     """[A, K+1] or [A, 0]"""
 
     @classmethod
-    def of(cls, batch: Batch, mask_neighbors: bool) -> _Rows:
+    def of(cls, batch: Batch, mask_neighbors: bool, gather: Callable[[Tensor], Tensor]) -> _Rows:
         facts = [batch.ids[:, None], batch.has_image[:, None], batch.has_counts[:, None]]
-        every = _gather(torch.cat([*facts, batch.neighbors], dim=1))
+        every = gather(torch.cat([*facts, batch.neighbors], dim=1))
         ids, width = every[:, 0], batch.neighbors.shape[1] if mask_neighbors else 0
-        first = len(batch) * (dist.get_rank() if _distributed() else 0)
+        first = len(batch) * (dist.get_rank() if len(every) > len(batch) else 0)
         return cls(
             own=torch.arange(first, first + len(batch), device=ids.device),
             has_image=every[:, 1].bool(),
@@ -207,10 +211,13 @@ def _gather(x: Tensor) -> Tensor:
     """Rows of all ranks in their order: [B, ...] -> [A, ...]. The gradient sums the backward
     passes of all ranks, so that averaging parameter gradients over ranks leaves none out.
     """
-    if not _distributed():
-        return x
     gathered: Tensor = _Gather.apply(x)  # type: ignore[no-untyped-call]
     return gathered
+
+
+def _keep(x: Tensor) -> Tensor:
+    """Of one process."""
+    return x
 
 
 class _Gather(torch.autograd.Function):

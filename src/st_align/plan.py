@@ -18,7 +18,7 @@ from st_align.encoders.base import FrozenEncoder
 from st_align.errors import ConfigError, CorpusError, ModelError
 from st_align.expression import Panel, PanelExpression, choose_panel
 from st_align.features import Features, cached_features
-from st_align.job import share
+from st_align.job import is_first, share
 from st_align.loader import VIEW, SlideInputs, SpotData, frozen_encoders, slide_inputs
 from st_align.model import STAlign
 from st_align.provenance import NOT_STATED, config_hash, frozen_facts, software
@@ -86,7 +86,7 @@ def plan_training(
         config=config,
         panel=panel,
         encoders=encoders,
-        progress=fabric.is_global_zero,
+        progress=is_first(),
     )
     for id in share(fabric, {slide.id: slide.n_spots for slide in slides}):
         reader.cached(corpus.slide(id))  # caches of its share are filled, then all read all

@@ -47,7 +47,7 @@ from st_align.config import Config, LossConfig
 from st_align.errors import OutputError, TrainingError, require_new_or_empty
 from st_align.expression import Panel, read_panel
 from st_align.files import read_json
-from st_align.job import StopSignals, launch, require_agreed, step_rng, together
+from st_align.job import StopSignals, is_first, launch, require_agreed, step_rng, together
 from st_align.loader import prefetch
 from st_align.loss import StAlignLoss, clamp_logit_scale
 from st_align.model import STAlign
@@ -82,6 +82,7 @@ def train(
     command: str = "",
     save_every_s: float = SAVE_EVERY_S,
     log: Callable[[str], None] = print,
+    alone: bool = False,
 ) -> Run:
     """Pretrain a model on `corpus` into the run folder `out`.
 
@@ -97,6 +98,7 @@ def train(
         command: what the user typed, for the provenance.
         save_every_s: seconds between two saves.
         log: takes a line for the user; called on the first rank only.
+        alone: this process trains by itself, whatever other ranks there are; `out` is its own.
 
     Returns:
         The run. `run.finished` is False when SIGINT or SIGTERM stopped it: the step was finished
@@ -108,8 +110,8 @@ def train(
         TrainingError: the loss is not finite; the last good checkpoint stays.
 
     """
-    fabric = launch()
-    say = log if fabric.is_global_zero else _say_nothing
+    fabric = launch(alone=alone)
+    say = log if is_first() else _say_nothing
     state = _resume_point(out, resume, say)
     fresh = state is None
     with together(fabric):
@@ -133,9 +135,9 @@ def train(
 class StepModule(nn.Module):
     """Model and loss in one module, so that data parallelism sees all parameters at work."""
 
-    def __init__(self, model: STAlign, config: LossConfig) -> None:
+    def __init__(self, model: STAlign, config: LossConfig, *, alone: bool = False) -> None:
         super().__init__()
-        self.model, self.loss = model, StAlignLoss(config)
+        self.model, self.loss = model, StAlignLoss(config, alone=alone)
 
     def forward(self, **fields: Any) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
         """Fields of a `Batch` -> total loss, its terms, and the rows that took part in each."""
@@ -159,7 +161,7 @@ class _Trainer:
         self.provenance = provenance
         self.optimizer = build_optimizer(plan.model, fused=fabric.device.type == "cuda")
         self.module, self.stepper = fabric.setup(
-            StepModule(plan.model, plan.config.loss), self.optimizer
+            StepModule(plan.model, plan.config.loss, alone=fabric.world_size == 1), self.optimizer
         )
         self.unseen: list[tuple[int, Tensor]] = []
         """Steps whose loss and gradient norm nobody has looked at: looking waits for the GPU."""

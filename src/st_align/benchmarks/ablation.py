@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from st_align.benchmarks.ablation_cells import TABLE_3, Ablation, sensitivity, table_3
 from st_align.benchmarks.ablation_report import draw, headline, markdown
 from st_align.benchmarks.audit import seen
-from st_align.benchmarks.cells import Bench, Cell, SkippedError, join
+from st_align.benchmarks.cells import Bench, Cell, Found, SkippedError, join
 from st_align.benchmarks.genes_data import NINE, usable
 from st_align.benchmarks.genes_models import PER_SLIDE, RidgePredictor, Task
 from st_align.benchmarks.genes_scores import score_slides
@@ -39,6 +39,7 @@ from st_align.expression import Panel
 from st_align.features import cached_features
 from st_align.files import replace_file
 from st_align.infer import Embedder, without_counts
+from st_align.job import is_first
 from st_align.metrics import labelled, score_domains
 from st_align.predict import top_hvg
 from st_align.provenance import json_hash
@@ -93,12 +94,11 @@ class Bed:
         }
 
 
-def bench_ablation(
-    corpus_path: Path, out: Path, request: AblationRequest
-) -> tuple[dict[str, Any], list[str]]:
+def bench_ablation(corpus_path: Path, out: Path, request: AblationRequest) -> Found | None:
     """Write results.csv, results.md, figures and provenance into `out`, runs beside them; gives
     what `--json` holds and the cells that failed: a configuration that fails is a row with the
-    reason, and the same command tries it again.
+    reason, and the same command tries it again. Ranks share the cells, each run being trained by
+    one of them alone; the first one has the result.
 
     Raises:
         ConfigError: nothing is held out, or nothing of it can be scored; unknown genes.
@@ -106,13 +106,21 @@ def bench_ablation(
     """
     bed = _bed(Corpus.open(corpus_path), request)
     bench = Bench(out)
-    cells = [_unimodal(bench, bed, kind) for kind in ("image", "gene")]
     ablations = table_3(request.config)
     if request.sensitivity:
         ablations += sensitivity(request.config)
-    for ablation in ablations:
-        for seed in range(request.n_seeds):
-            cells.append(_trained(bench, bed, ablation, seed))
+    cells = bench.collect(
+        lambda: [
+            *(_unimodal(bench, bed, kind) for kind in ("image", "gene")),
+            *(
+                _trained(bench, bed, ablation, seed)
+                for ablation in ablations
+                for seed in range(request.n_seeds)
+            ),
+        ]
+    )
+    if cells is None:
+        return None
     rows = join(cells)
     text = markdown(rows, _setting(bed), bench.failed)
     write_csv(out / "results.csv", rows)
@@ -183,7 +191,8 @@ def _train(bed: Bed, config: Config, folder: Path, name: str, seed: int) -> Run:
         found = load_run(folder)
         if found.finished:
             return found
-    print(f"{name}, seed {seed}: {folder}")
+    if is_first():
+        print(f"{name}, seed {seed}: {folder}")
     run = train(
         bed.corpus,
         config,
@@ -192,6 +201,7 @@ def _train(bed: Bed, config: Config, folder: Path, name: str, seed: int) -> Run:
         hold_out_patients=bed.request.hold_out_patients,
         resume=folder.exists(),
         command=f"bench ablation: {name}",
+        alone=True,
     )
     if not run.finished:
         raise KeyboardInterrupt  # asked to stop: it is saved, and the same command goes on

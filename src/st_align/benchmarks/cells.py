@@ -2,6 +2,8 @@
 
 cells/NAME-HASH.json (+ .npz)   rows and arrays of one cell; HASH is of all that decides them
 results.csv  results.md  provenance.json  *.png   written at the end, from the cells
+
+Ranks of a job (torchrun, srun) share the cells: each makes its own, then the first reads them all.
 """
 
 from __future__ import annotations
@@ -21,18 +23,22 @@ import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from st_align.benchmarks.table import Row
-from st_align.errors import StAlignError
+from st_align.errors import OutputError, StAlignError
 from st_align.files import replace_file, require_writable, write_json
+from st_align.job import gather, launch
 from st_align.provenance import json_hash, software
 from st_align.slide import PreparedSlide
 
 PROVENANCE = "provenance.json"
+T = TypeVar("T")
+Found = tuple[dict[str, Any], list[str]]
+"""What a bench gives: its `--json` result, and the cells that failed."""
 
 
 class Cost(NamedTuple):
@@ -68,55 +74,117 @@ class SkippedError(Exception):
     """The cell cannot be made here (no weights, not installed); the message is its row's note."""
 
 
+class _Unmade(NamedTuple):
+    """Why a cell has no file: what its row says, and what `failed` does ("": nothing)."""
+
+    note: str
+    failed: str
+
+
 class Bench:
-    """Cells of a bench in the folder `out`; what was made with the same key is not made again."""
+    """Cells of a bench in the folder `out`; what was made with the same key is not made again.
+
+    All of a bench's cells are made within one `collect`.
+    """
 
     def __init__(self, out: Path) -> None:
+        require_writable(out / PROVENANCE)
         self.out = out
         self.failed: list[str] = []
         self.costs: dict[str, Cost] = {}
-        require_writable(out / PROVENANCE)
+        self._fabric = launch()
+        self._gathered = False
+        self._owners: dict[tuple[str, ...], int] = {}
+        self._unmade: dict[str, _Unmade] = {}
+        self._peak_memory = 0.0
+
+    def collect(self, make_all: Callable[[], T]) -> T | None:
+        """What `make_all` gives, which asks for every `cell`, in an order that no cell decides.
+
+        Of several ranks each makes its share and gets bare rows in place of the other cells. Then
+        the first one asks again and finds all cells made; the others have None and are done.
+        """
+        ranks = self._fabric.world_size
+        found = make_all()
+        if ranks > 1 and self._fabric.is_global_zero:
+            print(f"rank 0 of {ranks} has made its cells: waiting for the others", file=sys.stderr)
+        told = gather(self._fabric, (self._unmade, _peak_memory()))
+        self._peak_memory = max(peak for _, peak in told)
+        if ranks == 1:
+            return found
+        if not self._fabric.is_global_zero:
+            return None
+        self._unmade = {file: unmade for part, _ in told for file, unmade in part.items()}
+        self._gathered, self.failed, self.costs = True, [], {}
+        return make_all()
+
+    @property
+    def progress(self) -> bool:
+        """Whether to show a bar: cells are being made, and this is the rank that speaks."""
+        return self._fabric.is_global_zero and not self._gathered
 
     def cell(self, name: str, key: Mapping[str, Any], of: Row, make: Callable[[], Cell]) -> Cell:
         """The cell `name`, read where it was made with `key`, else made and kept.
 
         `key` holds all that decides the numbers (data hashes, model hash, options, seeds) and is
         JSON-able. When `make` fails the cell is the row `of` with the reason as its note; it is
-        tried again next time, and `failed` names it.
+        tried again next time, and `failed` names it. Cells of one slide and method are made by
+        one rank: they read each other, or what is read once for all of them.
         """
         key = {**key, "software": software()}
-        path = self.out / "cells" / f"{_file_name(name)}-{json_hash(key)}.json"
+        digest = json_hash(key)
+        path = self.out / "cells" / f"{_file_name(name)}-{digest}.json"
+        if not (self._gathered or self._is_mine((of.slide, of.method) if of.slide else (digest,))):
+            return Cell(rows=(of,))
         found = _read(path)
-        if found is None:
+        if found is None and not self._gathered:
             started = Cost.now()
             try:
                 made = make()
             except SkippedError as reason:
-                return Cell(rows=(dataclasses.replace(of, note=str(reason)),))
+                self._unmade[path.name] = _Unmade(str(reason), "")
             except Exception as error:  # one method's failure is a row, not the end of the table
-                return self._failure(name, of, error)
-            found = dataclasses.replace(made, cost=Cost.since(started))
-            _write(path, key, found)
+                self._unmade[path.name] = self._failure(name, error)
+            else:
+                found = dataclasses.replace(made, cost=Cost.since(started))
+                _write(path, key, found)
+        if found is None:
+            return self._row_alone(name, path.name, of)
         self.costs[name] = found.cost
         return found
 
-    def _failure(self, name: str, of: Row, error: Exception) -> Cell:
+    def _is_mine(self, work: tuple[str, ...]) -> bool:
+        """Work is dealt out as it is first heard of: the same on every rank."""
+        owner = self._owners.setdefault(work, len(self._owners) % self._fabric.world_size)
+        return owner == self._fabric.global_rank
+
+    def _row_alone(self, name: str, file: str, of: Row) -> Cell:
+        if file not in self._unmade:
+            raise OutputError(
+                f"the first rank does not find what another one made: {name}",
+                expected=f"{self.out / 'cells' / file}",
+                fix="give an --out that all machines share, and the same versions of software on "
+                "all of them; then run the same command again",
+            )
+        note, failed = self._unmade[file]
+        if failed:
+            self.failed.append(failed)
+        return Cell(rows=(dataclasses.replace(of, note=note),))
+
+    def _failure(self, name: str, error: Exception) -> _Unmade:
         known = isinstance(error, StAlignError)
         reason = error.one_line() if isinstance(error, StAlignError) else repr(error)
-        self.failed.append(f"{name}: {reason}")
         print(f"failed: {name}: {reason}", file=sys.stderr)
         if not known:
             with contextlib.suppress(OSError):
                 log = "".join(traceback.format_exception(error))
                 replace_file(self.out / "failures" / f"{_file_name(name)}.txt", log.encode())
-        return Cell(rows=(dataclasses.replace(of, note=f"failed: {reason}"),))
+        return _Unmade(f"failed: {reason}", f"{name}: {reason}")
 
     def write_provenance(self, **facts: Any) -> None:
         """`provenance.json`: `facts` (data hashes, seeds, splits, models), versions, machine, wall
-        time of each cell and peak memory of this process.
+        time of each cell and peak memory of a process.
         """
-        usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        unit = 2**30 if sys.platform == "darwin" else 2**20
         write_json(
             self.out / PROVENANCE,
             {
@@ -130,11 +198,17 @@ class Bench:
                         for field in Cost._fields
                     },
                 },
-                "peak_memory_gib": round(usage / unit, 3),
+                "peak_memory_gib": round(max(self._peak_memory, _peak_memory()), 3),
                 "failed": self.failed,
                 **facts,
             },
         )
+
+
+def _peak_memory() -> float:
+    """Of this process, GiB."""
+    usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return usage / (2**30 if sys.platform == "darwin" else 2**20)
 
 
 def slide_hash(slide: PreparedSlide) -> str:

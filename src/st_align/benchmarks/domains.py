@@ -25,7 +25,7 @@ from st_align.benchmarks.audit import (
     parse_model,
     require_no_leak,
 )
-from st_align.benchmarks.cells import Bench, Cell, slide_hash
+from st_align.benchmarks.cells import Bench, Cell, Found, slide_hash
 from st_align.benchmarks.clusterers import CONSENSUS
 from st_align.benchmarks.domains_cells import Scoring, method_cell, row_name, truth_rows
 from st_align.benchmarks.domains_report import Report, write_report
@@ -36,6 +36,7 @@ from st_align.checkpoint import load_run
 from st_align.corpus import Corpus, is_corpus
 from st_align.errors import ConfigError, CorpusError, nearest
 from st_align.io import ReadOptions, find_slides
+from st_align.job import is_first
 from st_align.metrics import label_names
 from st_align.prepare import prepare_slide
 from st_align.slide import PreparedSlide, Slide
@@ -61,12 +62,11 @@ class DomainsRequest:
     read: ReadOptions = field(default_factory=ReadOptions)
 
 
-def bench_domains(
-    sources: Sequence[Path], out: Path, request: DomainsRequest
-) -> tuple[dict[str, Any], list[str]]:
+def bench_domains(sources: Sequence[Path], out: Path, request: DomainsRequest) -> Found | None:
     """Run the bench into the folder `out`; its `--json` result and the cells that failed.
 
-    A folder that holds cells of the same data and options is continued.
+    A folder that holds cells of the same data and options is continued. Ranks share the cells;
+    the first one has the result.
     """
     bench = Bench(out)
     models = contenders((n, load_run(p)) for n, p in map(parse_model, request.models))
@@ -75,13 +75,9 @@ def bench_domains(
     audit = require_no_leak(models, [t.slide for t in targets], allow=request.allow_leak)
     methods = _chosen(models, read, request)
     scoring = Scoring(request.label_key, request.runs, request.seed)
-    cells: dict[tuple[str, str], Cell] = {}
-    with tqdm(total=len(methods) * len(targets), desc="bench domains", unit="cell") as bar:
-        for method in methods:
-            for target in targets:
-                bar.set_postfix_str(f"{target.slide.id}, {method.name}"[:50])
-                cells[target.slide.id, method.name] = method_cell(bench, method, target, scoring)
-                bar.update()
+    cells = bench.collect(lambda: _cells(bench, methods, targets, scoring))
+    if cells is None:
+        return None
     report = Report(
         targets=targets,
         methods=methods,
@@ -95,6 +91,21 @@ def bench_domains(
     result = write_report(out, report)
     bench.write_provenance(**_facts(slides, targets, models, request), audit=audit)
     return result, bench.failed
+
+
+def _cells(
+    bench: Bench, methods: Sequence[Method], targets: Sequence[Target], scoring: Scoring
+) -> dict[tuple[str, str], Cell]:
+    """By slide and method."""
+    cells: dict[tuple[str, str], Cell] = {}
+    n = len(methods) * len(targets)
+    with tqdm(total=n, desc="bench domains", unit="cell", disable=not bench.progress) as bar:
+        for method in methods:
+            for target in targets:
+                bar.set_postfix_str(f"{target.slide.id}, {method.name}"[:50])
+                cells[target.slide.id, method.name] = method_cell(bench, method, target, scoring)
+                bar.update()
+    return cells
 
 
 def load_slides(
@@ -115,7 +126,9 @@ def load_slides(
         return corpus, {slide.id: slide for slide in slides}, slides
     read: dict[str, Slide | PreparedSlide] = {}
     slides = []
-    for ref in tqdm(find_slides(sources, options).refs, desc="read", unit="slide"):
+    for ref in tqdm(
+        find_slides(sources, options).refs, desc="read", unit="slide", disable=not is_first()
+    ):
         slide = ref.read()
         read[slide.id] = slide
         slides.append(prepare_slide(slide, ("lattice",)))

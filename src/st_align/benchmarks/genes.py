@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from st_align.benchmarks.audit import Contender, contenders, parse_model, require_no_leak, seen
-from st_align.benchmarks.cells import Bench, Cell
+from st_align.benchmarks.cells import Bench, Cell, Found
 from st_align.benchmarks.genes_data import (
     NINE,
     Fold,
@@ -99,11 +99,9 @@ class Entry:
     note: str = ""
 
 
-def bench_genes(
-    corpus_path: Path, out: Path, request: GenesRequest
-) -> tuple[dict[str, Any], list[str]]:
+def bench_genes(corpus_path: Path, out: Path, request: GenesRequest) -> Found | None:
     """Write results.csv, results.md, genes.png and provenance into `out`; gives what `--json`
-    holds and the cells that failed.
+    holds and the cells that failed. Ranks share the cells; the first one has the result.
 
     Raises:
         ConfigError: unknown patients or genes, fewer than two patients.
@@ -120,13 +118,19 @@ def bench_genes(
     models = contenders([(n, load_run(path)) for n, path in map(parse_model, request.models)])
     scored = [slide for plan in plans for slide in plan.scored]
     audit = require_no_leak(models, scored, allow=request.allow_leak)
-    bench, made = Bench(out), []
-    for plan in plans:
-        made.append((plan.fold, _ceiling(bench, plan, request.seed)))
-    for method in _methods(corpus, niche, models, request.weights):
-        for plan in plans:
-            for entry in method(plan):
-                made += [(plan.fold, cell) for cell in _cells(bench, plan, entry, request.seed)]
+    bench = Bench(out)
+
+    def make_all() -> list[tuple[Fold, Cell]]:
+        made = [(plan.fold, _ceiling(bench, plan, request.seed)) for plan in plans]
+        for method in _methods(corpus, niche, models, request.weights):
+            for plan in plans:
+                for entry in method(plan):
+                    made += [(plan.fold, cell) for cell in _cells(bench, plan, entry, request.seed)]
+        return made
+
+    made = bench.collect(make_all)
+    if made is None:
+        return None
     report = Report(folds=folds, genes={p.fold.name: p.task.panel.genes for p in plans}, made=made)
     text = report.markdown(audit, _remarks(plans, passed), np.random.default_rng(request.seed))
     rows = report.rows()

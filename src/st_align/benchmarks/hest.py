@@ -13,13 +13,12 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from st_align.benchmarks.audit import contenders, parse_model, require_no_leak
-from st_align.benchmarks.cells import Bench, Cell, join
+from st_align.benchmarks.cells import Bench, Cell, Found, join
 from st_align.benchmarks.dots import Column, draw_dots
 from st_align.benchmarks.genes_models import MEAN
 from st_align.benchmarks.genes_scores import correlation
@@ -46,9 +45,9 @@ class HestRequest:
     allow_leak: bool = False
 
 
-def bench_hest(root: Path, out: Path, request: HestRequest) -> tuple[dict[str, Any], list[str]]:
+def bench_hest(root: Path, out: Path, request: HestRequest) -> Found | None:
     """Write results.csv, results.md, hest.png and provenance into `out`; gives what `--json`
-    holds and the cells that failed.
+    holds and the cells that failed. Ranks share the cells; the first one has the result.
 
     `root` is the folder of a task, or of several. Raises ConfigError for an unknown protocol or
     no task in `root`, SlideError for files that are missing or do not fit, ModelError for a model
@@ -67,11 +66,18 @@ def bench_hest(root: Path, out: Path, request: HestRequest) -> tuple[dict[str, A
         models, [sections[i] for i in sorted(tested & set(sections))], allow=request.allow_leak
     )
     bench, data = Bench(out), {name: _hashes(task) for name, task in tasks.items()}
-    cells: list[Cell] = []
-    for method in methods(sections, models, request.weights):
-        for name, task in tasks.items():
-            of = Row(slide=name, method=method.name, track=protocol)
-            cells += _cells(bench, task, method, of, data[name])
+
+    def make_all() -> list[Cell]:
+        cells: list[Cell] = []
+        for method in methods(sections, models, request.weights):
+            for name, task in tasks.items():
+                of = Row(slide=name, method=method.name, track=protocol)
+                cells += _cells(bench, task, method, of, data[name])
+        return cells
+
+    cells = bench.collect(make_all)
+    if cells is None:
+        return None
     rows = join(cells)
     write_csv(out / "results.csv", rows)
     replace_file(out / "results.md", _page(rows, protocol, audit).encode())

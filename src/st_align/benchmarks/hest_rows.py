@@ -24,6 +24,7 @@ from st_align.checkpoint import Run
 from st_align.colour import colour_statistics
 from st_align.infer import run_hash
 from st_align.io.hest import barcodes_of, patches_of
+from st_align.job import is_first
 from st_align.slide import Slide
 from st_align.trained import STAlign
 
@@ -174,7 +175,7 @@ class RunImages:
 
     def __init__(self, run: Run, sections: Sections) -> None:
         self.sections = sections
-        self._model = STAlign(run, progress=True)
+        self._model = STAlign(run, progress=is_first())
         self._seen: dict[str, dict[str, NDArray[np.float32]]] = {}
 
     def reader(self, part: str) -> Read:

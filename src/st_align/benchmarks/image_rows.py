@@ -19,6 +19,7 @@ from st_align.encoders.base import FrozenEncoder, FrozenEntry, View, find, regis
 from st_align.encoders.lookup import find_weights, load_frozen
 from st_align.errors import ConfigError, ModelError, SlideError, StAlignError
 from st_align.features import Features, cached_features
+from st_align.job import is_first
 from st_align.slide import PreparedSlide
 
 if TYPE_CHECKING:
@@ -79,7 +80,9 @@ def frozen(corpus: Corpus, encoder: FrozenEncoder, view: View, niche: str) -> Re
     """The encoder's pooled vectors of spots or niches, from the corpus's cache, which is filled."""
 
     def read(slide: PreparedSlide) -> NDArray[np.float32]:
-        found = cached_features(corpus, slide.id, encoder, view, niche_spec=niche, progress=True)
+        found = cached_features(
+            corpus, slide.id, encoder, view, niche_spec=niche, progress=is_first()
+        )
         if found is None:
             raise SlideError(f"slide {slide.id!r} has no image")
         return np.asarray(found.pooled, np.float32)
@@ -98,7 +101,7 @@ def run_parts(run: Run, corpus: Corpus) -> Mapping[str, Read]:
 
     def embedded(slide: PreparedSlide) -> SlideEmbeddings:
         if not reader:
-            reader.append(Embedder(run, corpus=corpus, progress=True))
+            reader.append(Embedder(run, corpus=corpus, progress=is_first()))
         if slide.id not in seen:
             images = without_counts(slide)
             features: dict[Role, Features | None] = reader[0].image_features(images)

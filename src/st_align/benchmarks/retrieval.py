@@ -27,7 +27,7 @@ from st_align.benchmarks.audit import (
     parse_model,
     require_no_leak,
 )
-from st_align.benchmarks.cells import Bench, Cell
+from st_align.benchmarks.cells import Bench, Cell, Found
 from st_align.benchmarks.genes_data import usable
 from st_align.benchmarks.image_rows import VIEWS, Read, colours, frozen
 from st_align.benchmarks.retrieval_report import CHANCE, Report
@@ -41,6 +41,7 @@ from st_align.encoders.lookup import load_frozen
 from st_align.errors import ConfigError
 from st_align.files import replace_file
 from st_align.infer import Embedder, run_hash, training_slides
+from st_align.job import is_first
 from st_align.provenance import json_hash
 from st_align.slide import PreparedSlide
 
@@ -74,11 +75,9 @@ class Part:
     protocols: Mapping[str, str]
 
 
-def bench_retrieval(
-    corpus_path: Path, out: Path, request: RetrievalRequest
-) -> tuple[dict[str, Any], list[str]]:
+def bench_retrieval(corpus_path: Path, out: Path, request: RetrievalRequest) -> Found | None:
     """Write results.csv, results.md, retrieval.png and provenance into `out`; gives what `--json`
-    holds and the cells that failed.
+    holds and the cells that failed. Ranks share the cells; the first one has the result.
 
     Raises:
         ConfigError: no model, an unknown slide, or no slide that the models did not see.
@@ -93,11 +92,17 @@ def bench_retrieval(
         slides = [s for s in slides if all(m.for_slide(s)[1].protocol != LEAK for m in models)]
     _require_slides(slides, models, corpus)
     audit = require_no_leak(models, slides, allow=request.allow_leak)
-    bench, cells = Bench(out), []
-    for model in models:
-        for part in _parts(model, slides):
-            cells.append(_model_cell(bench, corpus, part, request.seed))
-            cells.append(_ridge_cell(bench, corpus, part, request.seed))
+    bench = Bench(out)
+    parts = [part for model in models for part in _parts(model, slides)]
+    cells = bench.collect(
+        lambda: [
+            cell(bench, corpus, part, request.seed)
+            for part in parts
+            for cell in (_model_cell, _ridge_cell)
+        ]
+    )
+    if cells is None:
+        return None
     report = Report(cells=cells)
     text = report.markdown(audit, np.random.default_rng(request.seed))
     rows = report.rows()
@@ -153,7 +158,7 @@ def _model_cell(bench: Bench, corpus: Corpus, part: Part, seed: int) -> Cell:
     name = part.model.name
 
     def make() -> Cell:
-        reader = Embedder(part.run, corpus=corpus, progress=True)
+        reader = Embedder(part.run, corpus=corpus, progress=is_first())
 
         def spaces(slide: PreparedSlide) -> Spaces:
             found, use = reader.embed(slide), slide.total_umi > 0
@@ -219,7 +224,8 @@ def _score(part: Part, spaces_of: Callable[[PreparedSlide], Spaces], seed: int) 
     found = {slide.id: spaces_of(slide) for slide in part.slides}
     rows: list[Row] = []
     arrays: dict[str, NDArray[Any]] = {}
-    for method in tqdm(next(iter(found.values())), desc="rank", unit="space"):
+    methods = next(iter(found.values()))
+    for method in tqdm(methods, desc="rank", unit="space", disable=not is_first()):
         pairs = {id: spaces[method]() for id, spaces in found.items()}
         for gallery, group in _galleries(part.slides):
             rings, starts = _pooled_rings(group)

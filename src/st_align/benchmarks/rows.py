@@ -35,6 +35,7 @@ from st_align.errors import ConfigError, StAlignError, nearest
 from st_align.expression import choose_panel
 from st_align.features import cached_features, slide_features
 from st_align.infer import Embedder, run_hash, without_image
+from st_align.job import is_first
 from st_align.shared import shared_symbols
 from st_align.slide import PreparedSlide, Slide
 from st_align.trained import prepare_as
@@ -96,7 +97,7 @@ def model_row(model: Contender, prepared: Mapping[str, Slide | PreparedSlide]) -
         slide = prepared[target.slide.id]
         if isinstance(slide, Slide):
             slide = prepare_as(run.preprocess, slide)
-        found = Embedder(run, corpus=target.corpus, progress=True).embed(slide)
+        found = Embedder(run, corpus=target.corpus, progress=is_first()).embed(slide)
         adata = to_anndata(run, without_image(slide), found)  # without the picture
         note = f"{store.notes(adata)['use']}, {found.panel_measured:.0%} of the panel measured"
         counted, _, views = views_of(adata, None, CONSENSUS.name)
@@ -121,7 +122,7 @@ def encoder_vectors(encoder: FrozenEncoder, slide: PreparedSlide, target: Target
     if target.corpus is not None:
         found = cached_features(target.corpus, slide.id, encoder, "spot", niche_spec="lattice")
     else:
-        found = slide_features(slide, encoder, "spot", niche_spec="lattice", progress=True)
+        found = slide_features(slide, encoder, "spot", niche_spec="lattice", progress=is_first())
     if found is None:
         raise SkippedError(f"slide {slide.id} has no {encoder.modality}s")
     return np.asarray(found.pooled, np.float32)

@@ -67,5 +67,4 @@ def domains(
         seed=seed, allow_leak=allow_leak,
         read=ReadOptions(format=format, no_image=no_image, patients=patients), **options,
     )  # fmt: skip
-    result, failed = bench_domains(sources, out, request)
-    finish(result, failed, out, json)
+    finish(bench_domains(sources, out, request), out, json)

@@ -52,5 +52,4 @@ def bench_ablation(
         n_seeds=seeds,
         sensitivity=sensitivity,
     )
-    result, failed = bench_ablation(corpus, out, request)
-    finish(result, failed, out, json)
+    finish(bench_ablation(corpus, out, request), out, json)

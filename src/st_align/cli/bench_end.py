@@ -11,8 +11,15 @@ import typer
 from st_align.cli.options import emit
 
 
-def finish(result: dict[str, Any], failed: Sequence[str], out: Path, json: Path | None) -> None:
-    """Hand over the result and show the page; exit 1 where cells failed."""
+def finish(
+    found: tuple[dict[str, Any], Sequence[str]] | None, out: Path, json: Path | None
+) -> None:
+    """Hand over the result and show the page; exit 1 where cells failed. Ranks other than the
+    first have nothing to tell.
+    """
+    if found is None:
+        return
+    result, failed = found
     emit(result, json)
     print((out / "results.md").read_text(encoding="utf-8"))
     print(f"written: {out}")

@@ -56,5 +56,4 @@ def bench_genes(
         seed=seed,
         allow_leak=allow_leak,
     )
-    result, failed = bench_genes(corpus, out, request)
-    finish(result, failed, out, json)
+    finish(bench_genes(corpus, out, request), out, json)

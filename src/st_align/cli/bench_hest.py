@@ -34,5 +34,4 @@ def bench_hest(
         weights=parse_image_weights(weights or ()),
         allow_leak=allow_leak,
     )
-    result, failed = bench_hest(root, out, request)
-    finish(result, failed, out, json)
+    finish(bench_hest(root, out, request), out, json)

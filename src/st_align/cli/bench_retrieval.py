@@ -31,5 +31,4 @@ def bench_retrieval(
     from st_align.benchmarks.retrieval import RetrievalRequest, bench_retrieval
 
     request = RetrievalRequest(models=model, slides=slides or (), seed=seed, allow_leak=allow_leak)
-    result, failed = bench_retrieval(corpus, out, request)
-    finish(result, failed, out, json)
+    finish(bench_retrieval(corpus, out, request), out, json)

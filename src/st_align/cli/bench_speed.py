@@ -31,5 +31,7 @@ def speed(
 ) -> None:
     """Speed and memory, each beside what it is compared with."""
     from st_align.benchmarks.speed_run import run_speed
+    from st_align.job import require_one_process
 
+    require_one_process("bench speed")
     emit(run_speed(what, out, corpus=corpus, preset=preset, seed=seed), json)

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import distributed
-
 from st_align.config import Config, override, preset, read_toml
 from st_align.corpus import Corpus
 from st_align.infer import training_slides
+from st_align.job import is_first
 from st_align.train import train
 
 
@@ -61,7 +60,7 @@ def train_model(corpus_path: Path, out: Path, request: TrainRequest) -> dict[str
         resume=request.resume,
         command=shlex.join(["st-align", *sys.argv[1:]]),
     )
-    if distributed.is_available() and distributed.is_initialized() and distributed.get_rank():
+    if not is_first():
         return None
     if run.finished:
         print(f"trained: {out}")
