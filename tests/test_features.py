@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import errno
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -244,6 +246,35 @@ class TestCache:
         for thread in threads:
             thread.join()
         assert sorted(e.calls for e in encoders) == [0, 4]
+
+    def test_another_process_is_waited_for(self, corpus, folder):
+        """By the lock of a file, which is one of a process: a thread would not wait."""
+        folder.parent.mkdir()
+        lock = folder.with_name(f".{folder.name}.lock")
+        hold = f"""import fcntl, time
+with open({str(lock)!r}, "ab") as file:
+    fcntl.lockf(file, fcntl.LOCK_EX)
+    print("held", flush=True)
+    time.sleep(0.5)"""
+        with subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE) as other:
+            other.stdout.readline()
+            cache(corpus, FakeImages())
+            assert other.poll() is not None or other.wait(timeout=0.3) == 0
+        assert [p.name for p in folder.parent.iterdir()] == [folder.name]
+
+    def test_a_machine_that_no_lock_reaches_was_faster(self, corpus, folder):
+        """What it made is taken; what this process made is let go."""
+
+        class Slow(FakeImages):
+            def encode_images(self, patches):
+                if self.calls == 3:
+                    folder.mkdir()
+                    for name in ("tokens.npy", "pooled.npy"):
+                        np.save(folder / name, np.ones((16, 2), np.float16))
+                return super().encode_images(patches)
+
+        assert (cache(corpus, Slow()).pooled == 1).all()
+        assert [p.name for p in folder.parent.iterdir()] == [folder.name]
 
     def test_an_absent_modality_stores_nothing(self, tmp_path):
         slide = toy_slide("x", image=False)
