@@ -183,7 +183,7 @@ class Bench:
 
     def write_provenance(self, **facts: Any) -> None:
         """`provenance.json`: `facts` (data hashes, seeds, splits, models), versions, machine, wall
-        time of each cell and peak memory of a process.
+        time of each cell and peak memory of the largest process.
         """
         write_json(
             self.out / PROVENANCE,
