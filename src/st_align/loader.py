@@ -46,6 +46,8 @@ VIEW: Mapping[Role, View] = {
 }
 _STATISTICS_ROWS, _STATISTICS_BLOCK = 1024, 64
 _NO_PATCH_PX = 32
+_AT_ONCE = 1 << 20
+"""Bytes: what rows pass through on their way into a batch stays in the processor's cache."""
 
 
 class RowSource(Protocol):
@@ -115,7 +117,8 @@ class FrozenRows:
 
     def read(self, rows: NDArray[np.intp]) -> tuple[NDArray[Any], ...]:
         """float32 [M, T, D] and [M, D]."""
-        read = tuple(a[rows].astype(np.float32) for a in self.arrays)
+        # PyTorch turns float16 into float32 several times faster than NumPy.
+        read = tuple(torch.from_numpy(np.asarray(a[rows])).float().numpy() for a in self.arrays)
         if self.scaling is not None:
             for values, (mean, sd) in zip(read, self.scaling, strict=True):
                 values -= mean
@@ -274,10 +277,13 @@ class SpotData:
             torch.zeros((n, *shape), dtype=dtype, pin_memory=self._pin)
             for shape, dtype in self._rows[role]
         ]
+        step = max(1, _AT_ONCE * n // max(1, out[0].nbytes))
         for slide, _, at, rows in groups:
-            if role in slide.sources:
-                for tensor, values in zip(out, slide.sources[role].read(rows), strict=True):
-                    tensor.numpy()[at] = values
+            if role not in slide.sources:
+                continue
+            for some in (slice(i, i + step) for i in range(0, len(rows), step)):
+                for tensor, values in zip(out, slide.sources[role].read(rows[some]), strict=True):
+                    tensor.numpy()[at[some]] = values
         return Encoded(*out) if len(out) == 2 else out[0]
 
     def _row(
