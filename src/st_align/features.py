@@ -38,7 +38,7 @@ _BATCH = {"cpu": 16, "cuda": 64}
 """Spots at once. On a CPU more make activations so large that the C library takes them from the
 system anew each time: half of the time then goes into page faults.
 """
-_SYNC_EVERY, _SYNC_SECONDS = 16, 30.0
+_SYNC_EVERY, _SYNC_SECONDS = 64, 30.0
 """Batches, and seconds, between two syncs of a cache that is being filled: a slow network must not
 lose what it took many minutes to see.
 """

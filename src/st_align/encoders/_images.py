@@ -58,8 +58,11 @@ class Pixels:
         pixels = torch.tensor(patches).permute(0, 3, 1, 2)
         if self.side is not None:
             pixels = self.resized(pixels, self.side)
-        mean, sd = (255 * torch.tensor(c, device=device).view(3, 1, 1) for c in self.colours)
-        return pixels.to(device).float().sub_(mean).div_(sd)
+        height, width = pixels.shape[2:]
+        mean, sd = (255 * torch.tensor(c, device=device).repeat(width) for c in self.colours)
+        # By lines of pixels: a loop over three channels costs several times more.
+        lines = pixels.permute(0, 2, 3, 1).to(device).float().reshape(-1, height, 3 * width)
+        return lines.sub_(mean).div_(sd).view(-1, height, width, 3).permute(0, 3, 1, 2)
 
     def resized(self, pixels: Tensor, side: int) -> Tensor:
         """uint8 [B, 3, height, width] -> uint8 [B, 3, side, side], antialiased as PIL does it."""
