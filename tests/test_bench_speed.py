@@ -122,8 +122,9 @@ def test_count_csv_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.slow
 def test_preparing_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed_files, "_COHORT", (2, 60))
+    monkeypatch.setattr(speed_files, "_COPIES", 1)
     monkeypatch.setattr(speed_files, "_cluster", lambda: None)
-    assert [f.unit for f in speed_files.prepare(tmp_path, 0)] == ["s", "x"]
+    assert [f.unit for f in speed_files.prepare(tmp_path, 0)] == ["s", "s", "x"]
     monkeypatch.setattr(speed_files, "_VISIUM", (200, 300, 4_096))
     monkeypatch.setattr(speed_files, "_GENES_OF_A_SPOT", (50, 200))
     found = list(speed_files.visium(tmp_path, 0))

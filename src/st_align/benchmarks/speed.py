@@ -71,12 +71,18 @@ class Times:
 
 
 def interleaved(
-    sides: Mapping[str, Callable[[], object]], rounds: int = ROUNDS
+    sides: Mapping[str, Callable[[], object]],
+    rounds: int = ROUNDS,
+    *,
+    before: Callable[[], object] = lambda: None,
 ) -> dict[str, Times]:
-    """Run every side once a round, in turn; results are dropped before the next one runs."""
+    """Run every side once a round, in turn; results are dropped before the next one runs, and
+    what `before` does, ahead of each, is not counted.
+    """
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
     for _ in range(rounds):
         for name, run in sides.items():
+            before()
             wall, cpu = time.perf_counter(), time.process_time()
             run()
             taken[name].append((time.perf_counter() - wall, time.process_time() - cpu))
@@ -105,7 +111,7 @@ def in_child(command: Sequence[str]) -> Child:
     together, looked at every 10 ms (Linux). A command that fails is a ConfigError.
     """
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = _started(command)
     peak, over = 0, threading.Event()
 
     def watch() -> None:
@@ -115,15 +121,30 @@ def in_child(command: Sequence[str]) -> Child:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    said = process.communicate()[1]
-    over.set()
-    watcher.join()
+    try:
+        _finish(process, command)
+    finally:
+        over.set()
+        watcher.join()
     wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return Child(wall, cpu, peak)
+
+
+def unwatched(command: Sequence[str]) -> None:
+    """Run a command that may want all cores: watching its memory would take a share of one."""
+    _finish(_started(command), command)
+
+
+def _started(command: Sequence[str]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+def _finish(process: subprocess.Popen[bytes], command: Sequence[str]) -> None:
+    said = process.communicate()[1]
     if process.returncode:
         found = said.decode(errors="replace").strip().splitlines()[-1:]
         raise ConfigError(f"{' '.join(command)} failed", found=" ".join(found))
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return Child(wall, cpu, peak)
 
 
 def python(code: str, *arguments: str) -> list[str]:

@@ -20,6 +20,7 @@ from st_align.benchmarks.speed import (
     python,
     ratios,
     st_align,
+    unwatched,
 )
 from st_align.corpus import Corpus
 from st_align.errors import ConfigError
@@ -28,8 +29,8 @@ _CSV = (4_000, 20_000)
 _VISIUM = (5_000, 36_601, 20_000)
 _GENES_OF_A_SPOT = (1_500, 6_000)
 _TILE = 512
-_COHORT, _COPIES = (8, 1_500), 6
-"""So many copies of the slides: to start two more interpreters costs what five slides cost."""
+_COHORT, _COPIES = (8, 1_500), 12
+"""So many copies of the slides: to start two more interpreters costs what two slides cost."""
 _BATCH = 256
 
 _LARGE_BLOCK = 1 << 24
@@ -195,39 +196,40 @@ def patches(corpus: Corpus) -> Iterator[Figure]:
 
 
 def prepare(work: Path, seed: int) -> Iterator[Figure]:
-    """The same slides prepared by one process, by two, and by a local Dask cluster of two."""
+    """The same slides prepared by one process and by two, then by one and by a local Dask cluster
+    of two: a cluster that waits takes a share of a core, too.
+    """
     from st_align.simulate import simulate_cohort
 
     slides, spots = _COHORT
-    cohort, sources = work / "cohort", work / "sources"
+    cohort, sources, corpus = work / "cohort", work / "sources", work / "corpus"
     simulate_cohort(cohort, slides=slides, spots=spots, seed=seed)
     for folder in (cohort / "slides").iterdir():
         for copy in range(_COPIES):
             shutil.copytree(folder, sources / f"{folder.name}_{copy}", copy_function=os.link)
+    what = f"{_COPIES * slides} slides of {spots:,} spots"
 
     def run(*options: object) -> None:
-        shutil.rmtree(work / "corpus", ignore_errors=True)
-        in_child(st_align("prepare", sources, "--out", work / "corpus", *options))
+        unwatched(st_align("prepare", sources, "--out", corpus, *options))
 
-    sides = {"1": lambda: run(), "2": lambda: run("--jobs", 2)}
+    def beside_one(case: str, *options: object) -> Iterator[Figure]:
+        times = interleaved(
+            {"one": run, "more": lambda: run(*options)},
+            before=lambda: shutil.rmtree(corpus, ignore_errors=True),
+        )
+        runs = ratios(times["one"].wall, times["more"].wall)
+        yield _seconds("prepare", f"{what}, 1 process", times["one"].wall)
+        yield _seconds("prepare", f"{what}, {case}", times["more"].wall)
+        yield Figure(
+            figure="prepare, speed over 1 process", case=case, unit="x", runs=runs,
+            **at_least(1.8, float(np.median(runs))),
+        )  # fmt: skip
+
+    yield from beside_one("2 processes", "--jobs", 2)
     cluster = _cluster()
     if cluster is not None:
-        sides["dask"] = lambda: run("--dask", cluster.scheduler_address)
-    try:
-        times = interleaved(sides, 3)
-    finally:
-        if cluster is not None:
-            cluster.close()
-    yield _seconds(
-        "prepare", f"{_COPIES * slides} slides of {spots:,} spots, 1 process", times["1"].wall
-    )
-    for side, case in (("2", "2 processes"), ("dask", "Dask cluster of 2")):
-        if side in times:
-            runs = ratios(times["1"].wall, times[side].wall)
-            target = at_least(1.8, float(np.median(runs)))
-            yield Figure(
-                figure="prepare, speed over 1 process", case=case, unit="x", runs=runs, **target
-            )
+        with cluster:
+            yield from beside_one("Dask cluster of 2", "--dask", cluster.scheduler_address)
 
 
 def _cluster() -> Any:

@@ -49,7 +49,7 @@ class _Job:
 
 WHAT: dict[str, Callable[[_Job], Iterator[Figure]]] = {
     "training": lambda job: speed_train.training(job.corpus(2, 320), job.preset, job.work),
-    "features": lambda job: speed_train.features(job.corpus(1, 1_024), _LITE),
+    "features": lambda job: speed_train.features(job.corpus(1, 3_600), _LITE),
     "patches": lambda job: speed_files.patches(job.corpus()),
     "stimage": lambda job: speed_files.stimage(job.work, job.seed),
     "visium": lambda job: speed_files.visium(job.work, job.seed),

@@ -143,8 +143,6 @@ def features(corpus: Corpus, name: str) -> Iterator[Figure]:
     blocks = -(-slide.n_spots // size)
 
     def ours() -> None:
-        folder = feature_folder(corpus, id, encoder, "niche", spec)
-        shutil.rmtree(folder, ignore_errors=True)
         cached_features(corpus, id, encoder, "niche", niche_spec=spec)
 
     @torch.no_grad()
@@ -153,7 +151,10 @@ def features(corpus: Corpus, name: str) -> Iterator[Figure]:
             encoder._read(encoder._network, pixels)
 
     bare()  # the network is built when it is first asked for
-    times = interleaved({"bare": bare, "ours": ours})
+    folder = feature_folder(corpus, id, encoder, "niche", spec)
+    times = interleaved(
+        {"bare": bare, "ours": ours}, before=lambda: shutil.rmtree(folder, ignore_errors=True)
+    )
     # The last batch of ours may be smaller: compare images, not blocks.
     scale = slide.n_spots / (blocks * size)
     runs = tuple(scale * r for r in ratios(times["bare"].wall, times["ours"].wall))
