@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from st_align import loader
 from st_align.augment import augment, spot_uniform
 from st_align.batch import Batch
 from st_align.config import Config, DataConfig, ModelConfig
@@ -66,6 +67,21 @@ def test_a_batch_holds_the_rows_asked_for(slides):
         assert (batch.spot_gene[i].numpy() == expression[s].values[row]).all()
         near = niche.neighbors[row]
         assert (batch.neighbors[i].numpy() == np.where(near < 0, -1, near + 36 * s)).all()
+
+
+@pytest.mark.parametrize("at_once", [1, 7_000])
+def test_a_batch_does_not_depend_on_how_many_rows_are_read_at_once(
+    slides, rng, monkeypatch, at_once
+):
+    data, _ = toy_data(slides)
+    ids = rng.permutation(60)
+    whole = data.batch(ids)
+    monkeypatch.setattr(loader, "_AT_ONCE", at_once)
+    pieces = data.batch(ids)
+    for field in dataclasses.fields(Batch):
+        torch.testing.assert_close(
+            getattr(pieces, field.name), getattr(whole, field.name), rtol=0, atol=0
+        )
 
 
 def test_niche_expression_is_the_mean_over_the_members(slides):
@@ -202,6 +218,12 @@ def test_augmentation_is_a_function_of_seed_epoch_and_spot(slides):
     for key in [(0, 2), (1, 1)]:
         assert (data.batch(ids, augment_key=key).spot_image != one).any()
     assert (data.batch(ids).spot_image != one).any()
+
+
+def test_augmentation_is_the_same_for_one_patch_and_for_more_than_are_done_at_once(rng):
+    patches, ids = rng.integers(0, 256, (40, 8, 8, 3), dtype=np.uint8), np.arange(100, 140)
+    alone = [augment(p[None], i[None], (0, 1))[0] for p, i in zip(patches, ids, strict=True)]
+    np.testing.assert_array_equal(augment(patches, ids, (0, 1)), alone)
 
 
 def test_augmentation_turns_patches_in_all_eight_ways_and_shades_them_mildly():
