@@ -233,6 +233,29 @@ def test_a_rank_that_died_is_noticed_when_cells_are_gathered(monkeypatch) -> Non
         job.gather(SimpleNamespace(global_rank=0, world_size=2), 1)
 
 
+@pytest.mark.parametrize(("orderly", "backend", "left"), [
+    (True, "gloo", True), (False, "gloo", True), (True, "nccl", True), (False, "nccl", False),
+])  # fmt: skip
+def test_ranks_part_before_they_exit(monkeypatch, orderly, backend, left) -> None:
+    parted: list[bool] = []
+    monkeypatch.setattr(job.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(job.dist, "get_backend", lambda: backend)
+    monkeypatch.setattr(job.dist, "destroy_process_group", lambda: parted.append(True))
+    job.leave(orderly=orderly)
+    assert bool(parted) == left
+
+
+def test_a_command_leaves_its_job_whether_it_ends_well_or_not(monkeypatch, capsys) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr(job, "leave", lambda *, orderly: asked.append(orderly))
+    for end in (SystemExit(0), SlideError("no spots")):
+        monkeypatch.setattr(cli, "app", lambda end=end: (_ for _ in ()).throw(end))
+        with pytest.raises(SystemExit):
+            cli.main()
+    assert asked == [True, False]
+    assert "no spots" in capsys.readouterr().err
+
+
 def test_speed_is_measured_on_one_process(tmp_path, monkeypatch, capsys) -> None:
     for name, value in as_torchrun(0, 2, 1).items():
         monkeypatch.setenv(name, value)

@@ -110,6 +110,17 @@ def gather(fabric: Fabric, value: T) -> list[T]:
     return found
 
 
+def leave(*, orderly: bool) -> None:
+    """Close this process's connections to the other ranks, where it has any, before it exits:
+    threads of gloo that are still at work then would abort it. `orderly`: nothing went wrong;
+    otherwise NCCL, which might wait for ranks that are gone, is left as it is.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return
+    if orderly or dist.get_backend() == "gloo":
+        dist.destroy_process_group()
+
+
 def is_first() -> bool:
     """Whether this process is the one that speaks: the first rank, or there is no other."""
     return not (dist.is_available() and dist.is_initialized() and dist.get_rank())

@@ -49,12 +49,17 @@ _VERBS = (
 
 def main() -> None:
     """Entry point: user errors end with one message and exit 2, never with a traceback."""
+    orderly = True
     try:
         app()
     except Exception as error:
+        orderly = False
         if os.environ.get("ST_ALIGN_DEBUG"):
             raise
         sys.exit(_fail(error))
+    finally:
+        if job := sys.modules.get("st_align.job"):  # not imported: there are no ranks
+            job.leave(orderly=orderly)
 
 
 def _fail(error: Exception) -> int:
